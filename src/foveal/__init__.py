@@ -1,0 +1,85 @@
+"""foveal trains image classifiers: fast input, exact resume, checkpoints that cannot be half-written.
+
+    >>> import foveal
+    >>> result = foveal.train(foveal.load_recipe("digits"), run="runs/digits")
+    >>> foveal.evaluate("runs/digits").accuracy
+
+Importing this package imports neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveal.data.source import ArraySource, Batch, DataSet, Source
+    from foveal.errors import FovealError
+    from foveal.evaluation import Evaluation, evaluate
+    from foveal.models.registry import end_points
+    from foveal.prediction import Guess, Prediction, predict
+    from foveal.recipe import Recipe
+    from foveal.recipe import from_toml as read_recipe
+    from foveal.recipe import override as override_recipe
+    from foveal.recipes import load as load_recipe
+    from foveal.seeding import Draws
+    from foveal.training.console import Console
+    from foveal.training.loop import TrainResult, train
+
+_ORIGINS = {
+    "ArraySource": "foveal.data.source:ArraySource",
+    "Batch": "foveal.data.source:Batch",
+    "Console": "foveal.training.console:Console",
+    "DataSet": "foveal.data.source:DataSet",
+    "Draws": "foveal.seeding:Draws",
+    "Evaluation": "foveal.evaluation:Evaluation",
+    "FovealError": "foveal.errors:FovealError",
+    "Guess": "foveal.prediction:Guess",
+    "Prediction": "foveal.prediction:Prediction",
+    "Recipe": "foveal.recipe:Recipe",
+    "Source": "foveal.data.source:Source",
+    "TrainResult": "foveal.training.loop:TrainResult",
+    "end_points": "foveal.models.registry:end_points",
+    "evaluate": "foveal.evaluation:evaluate",
+    "load_recipe": "foveal.recipes:load",
+    "override_recipe": "foveal.recipe:override",
+    "predict": "foveal.prediction:predict",
+    "read_recipe": "foveal.recipe:from_toml",
+    "train": "foveal.training.loop:train",
+}
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "Console",
+    "DataSet",
+    "Draws",
+    "Evaluation",
+    "FovealError",
+    "Guess",
+    "Prediction",
+    "Recipe",
+    "Source",
+    "TrainResult",
+    "end_points",
+    "evaluate",
+    "load_recipe",
+    "override_recipe",
+    "predict",
+    "read_recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _ORIGINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _ORIGINS[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

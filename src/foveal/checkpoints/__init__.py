@@ -1,0 +1,1 @@
+"""Checkpoints that cannot be half-written, that detect damage, and that hold no pickle."""

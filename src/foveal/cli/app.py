@@ -1,0 +1,80 @@
+"""``foveal``: the commands, and how errors and signals become exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from foveal.cli import evaluate, predict, recipes, train
+from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = 3
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Train image classifiers, evaluate them, and predict with them.",
+    epilog="Start with: foveal train digits",
+)
+for command in (train.train, evaluate.evaluate, predict.predict, recipes.recipes):
+    app.command()(command)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,  # noqa: ARG001 - main looks for it
+) -> None:
+    """Options that stand before the command."""
+    if version:
+        sys.stdout.write(f"foveal {metadata.version('foveal')}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+def main() -> NoReturn:
+    """Run the command line; exits with 0 done, 1 failed, 2 wrong usage, 3 interrupted."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+    except FovealError as error:
+        code = _fail(error, str(error), error.exit_code, debug=debug)
+    except typer.TyperException as error:
+        hint = "" if isinstance(error, typer.Exit) else "; see --help"
+        code = _fail(error, error.format_message().replace("\n", " ") + hint, 2, debug=debug)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted: run the same command to continue\n")
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        code = 1
+    except Exception as error:  # noqa: BLE001 - a mistake of ours: still one line, and where to look
+        text = f"{type(error).__name__}: {error} (a mistake in foveal; --debug shows where)"
+        code = _fail(error, text, 1, debug=debug)
+    sys.exit(code or 0)
+
+
+def _fail(error: Exception, text: str, code: int, *, debug: bool) -> int:
+    if debug:
+        raise error
+    sys.stderr.write(f"error: {text}\n")
+    return code
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM outside the training loop, which has its own handler: end like Ctrl-C does."""
+    raise KeyboardInterrupt

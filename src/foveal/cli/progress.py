@@ -1,0 +1,59 @@
+"""How a download looks in a terminal, and in a log."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+
+class DownloadBar:
+    """A ``ProgressReporter`` on standard error: a bar that vanishes when done; in a log, a line per file."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._name: str | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        """Show ``name``; the same name again sets the bar back to ``done_bytes``."""
+        begun, self._name = name == self._name, name
+        if not self._console.is_interactive:
+            if not begun:
+                here = f", {decimal(done_bytes)} of it here" if done_bytes else ""
+                line = f"downloading {name} ({decimal(total_bytes)}{here})"
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(name, total=total_bytes)
+            self._bar.start()
+        self._bar.reset(self._task, total=total_bytes, completed=done_bytes, description=name)
+
+    def advance(self, n: int) -> None:
+        """Move the bar by ``n`` bytes."""
+        if self._bar is not None:
+            self._bar.advance(self._task, n)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._name = None

@@ -1,0 +1,66 @@
+"""``foveal train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe file (ends in .toml).")],
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME. A run in it is continued.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data's files; default: $FOVEAL_DATA/NAME, the cache, a download."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps to train.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sets seed.init and seed.data.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and begin anew.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a recipe; the same command run again goes on where it stopped.
+
+    Example: foveal train digits --run runs/first --set optimizer.learning_rate=0.01
+    """
+    from foveal import recipes
+    from foveal.cli.output import print_json
+    from foveal.cli.progress import DownloadBar
+    from foveal.errors import UsageError
+    from foveal.recipe import from_toml, override
+
+    if recipe.endswith(".toml"):
+        chosen = from_toml(Path(recipe))
+    elif "/" in recipe or "\\" in recipe:
+        raise UsageError(f"{recipe}: name a recipe or a .toml file; a folder of data is given with --data")
+    else:
+        chosen = recipes.load(recipe)
+    changes = list(settings or ())
+    if steps is not None:
+        changes.append(f"steps={steps}")
+    if seed is not None:
+        changes += [f"seed.init={seed}", f"seed.data={seed}"]
+    if device is not None:
+        changes.append(f"device={device}")
+    if data is not None:
+        changes.append(f"data.path={data.resolve()}")
+    chosen = override(chosen, changes)
+
+    from foveal.training.console import Console
+    from foveal.training.loop import train as run_training
+
+    result = run_training(chosen, run, fresh=fresh, console=Console(), progress=DownloadBar())
+    if json:
+        print_json(result.report())
+    else:
+        typer.echo(result.summary())
+    if not result.finished:
+        raise typer.Exit(3)

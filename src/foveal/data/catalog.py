@@ -1,0 +1,156 @@
+"""Known data sets: where their files are looked for, and how they become sources.
+
+A data set's files are taken from the folder the user names, else ``$FOVEAL_DATA/NAME``, else the user's
+cache folder, else they are downloaded into the cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import platformdirs
+
+from foveal.data.download import RemoteFile, fetch_all
+from foveal.data.idx import read_idx_pair
+from foveal.data.source import ArraySource, DataSet, Source
+from foveal.errors import DataError, RecipeError, UnknownNameError
+from foveal.registry import call_factory, load_factory
+
+if TYPE_CHECKING:
+    from foveal.data.download import ProgressReporter
+    from foveal.recipe import DataPart
+
+_DIGITS = tuple("0123456789")
+
+_MNIST_MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+_MNIST_FILES = tuple(
+    RemoteFile(name, size, sha256, tuple(mirror + name for mirror in _MNIST_MIRRORS))
+    for name, size, sha256 in (
+        (
+            "train-images-idx3-ubyte.gz",
+            9_912_422,
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            28_881,
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        ),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            1_648_877,
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            4_542,
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+    )
+)
+
+
+def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> DataSet:
+    """The data a recipe trains on, with ``part.validation`` examples held out.
+
+    Args:
+        part: the recipe's ``data`` table.
+        progress: told of downloads.
+
+    Raises:
+        DataError: files are missing, malformed or inconsistent.
+        UnknownNameError: no data set has that name.
+    """
+    if ":" in part.name:
+        factory = load_factory(part.name, "data.name")
+        options = {"path": part.path, **part.options} if part.path else part.options
+        data = call_factory(factory, part.name, "data.options", options)
+        if not isinstance(data, DataSet):
+            raise RecipeError(f"data.name: {part.name} returned {type(data).__name__}, not a foveal DataSet")
+    elif part.name == "digits":
+        data = _digits()
+    elif part.name == "mnist":
+        data = _mnist(part.path, progress)
+    else:
+        raise UnknownNameError(
+            "data set", part.name, ("digits", "mnist"), "(your own: data.name = 'package.module:factory')"
+        )
+    return data if part.validation is None else _hold_out(data, part.validation)
+
+
+def _digits() -> DataSet:
+    with resources.as_file(resources.files("foveal.data") / "digits" / "digits.npz") as path:
+        arrays = np.load(path, allow_pickle=False)
+        images, labels, part = arrays["images"], arrays["labels"], arrays["part"]
+    pixels = np.round(images * (255 / 16)).astype(np.uint8)[..., None]
+    train, validation, test = (
+        ArraySource(
+            pixels[part == number], labels[part == number].astype(np.int64), _DIGITS, f"digits {name}"
+        )
+        for number, name in enumerate(("train", "validation", "test"))
+    )
+    return DataSet(train, validation, test)
+
+
+def _mnist(folder: Path | None, progress: ProgressReporter | None) -> DataSet:
+    folder = locate("mnist", folder, _MNIST_FILES, progress)
+    train, test = (
+        read_idx_pair(
+            _find(folder, f"{part}-images", "idx3"), _find(folder, f"{part}-labels", "idx1"), _DIGITS
+        )
+        for part in ("train", "t10k")
+    )
+    return DataSet(train, test=test)
+
+
+def locate(
+    name: str, folder: Path | None, files: tuple[RemoteFile, ...], progress: ProgressReporter | None
+) -> Path:
+    """The folder that holds a data set's files, downloading them if nobody has put them anywhere.
+
+    Raises:
+        DataError: ``folder`` is given but is not a folder with files in it, or the download failed.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise DataError(f"{folder}: {what}; --data names the folder that holds the files of {name}")
+        return folder
+    if (root := os.environ.get("FOVEAL_DATA")) and (Path(root) / name).is_dir():
+        return Path(root) / name
+    cache = platformdirs.user_cache_path("foveal") / name
+    fetch_all(files, cache, progress=progress)
+    return cache
+
+
+def _find(folder: Path, stem: str, kind: str) -> Path:
+    """An IDX file by the names it is published and unpacked under: - or . before the kind, .gz or not."""
+    names = [f"{stem}{joint}{kind}-ubyte{end}" for end in ("", ".gz") for joint in "-."]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: holds neither {names[0]} nor {names[0]}.gz")
+
+
+def _hold_out(data: DataSet, count: int) -> DataSet:
+    """Move the first ``count`` training examples to the validation part."""
+    if count == 0:
+        return data
+    if data.validation is not None:
+        raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
+    if not hasattr(data.train, "slice"):
+        raise RecipeError("data.validation: this source cannot be cut; make the validation part yourself")
+    if count >= len(data.train):
+        raise RecipeError(
+            f"data.validation = {count} leaves nothing of {len(data.train)} examples to train on"
+        )
+    train = cast("ArraySource", data.train)
+    held_out: Source = train.slice(0, count)
+    return DataSet(train.slice(count, len(train)), held_out, data.test)

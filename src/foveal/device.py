@@ -1,0 +1,77 @@
+"""The device, threads, precision and determinism a run computes with."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from foveal.recipe import Recipe
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a recipe's ``device`` field.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device = {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_machine(recipe: Recipe) -> Recipe:
+    """Fill in ``device``, ``threads`` and ``loader_threads`` where they are ``auto``."""
+    threads = processors()
+    chosen: dict[str, object] = {}
+    if recipe.device == "auto":
+        chosen["device"] = str(find_device("auto"))
+    if recipe.threads == "auto":
+        chosen["threads"] = threads
+    if recipe.loader_threads == "auto":
+        chosen["loader_threads"] = max(1, threads // 4)
+    return recipe.model_copy(update=chosen)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a network computes in ``precision``."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def configured(recipe: Recipe) -> Iterator[None]:
+    """Set threads and determinism as a resolved recipe says; put back what was set before."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    cuda = recipe.device.startswith("cuda")
+    if cuda and recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.set_num_threads(int(recipe.threads))
+    torch.use_deterministic_algorithms(deterministic or (cuda and recipe.deterministic))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

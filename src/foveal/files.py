@@ -1,0 +1,82 @@
+"""Writing files so that a crash leaves the old content or the new, and locks that death releases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from foveal.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: renames and new files survive a power cut after this."""
+    if os.name == "nt":  # Windows has no such call; its renames are journalled
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, content: bytes | memoryview) -> None:
+    """Write a new file and force it to the disk before returning."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``; a crash at any moment leaves all of the old file or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; it is renamed first, so that nobody ever sees a part of it under its own name."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` for the duration; the system releases it when the process dies.
+
+    Raises:
+        RunError: with the text ``refusal``, when another live process holds it.
+    """
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise RunError(refusal) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""The networks. Each takes float32 ``[B, C, H, W]`` and returns logits ``[B, classes]``."""

@@ -1,0 +1,91 @@
+"""What the fields of a recipe are made of."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+Unit = Literal["steps", "epochs", "min", "never"]
+_UNITS: dict[str, Unit] = {
+    "step": "steps",
+    "steps": "steps",
+    "epoch": "epochs",
+    "epochs": "epochs",
+    "min": "min",
+    "minutes": "min",
+}
+
+
+class Part(BaseModel):
+    """A table of a recipe: frozen, and without room for keys nobody asked for."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+@dataclass(frozen=True)
+class _Operational:
+    """Marks a field that does not change what is learnt."""
+
+
+OPERATIONAL = _Operational()
+"""``Annotated[..., OPERATIONAL]``: may change when a run is resumed. All other fields are semantic."""
+
+
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field was declared with :data:`OPERATIONAL`."""
+    return OPERATIONAL in field.metadata
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """How often something happens: ``"1000 steps"``, ``"0.5 epochs"``, ``"10 min"`` or ``"never"``."""
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: Any) -> Frequency:
+        """Read the written form.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        if isinstance(text, Frequency):
+            return text
+        if text == "never":
+            return cls(0, "never")
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text) if isinstance(text, str) else None
+        unit = _UNITS.get(match[2]) if match else None
+        if match is None or unit is None:
+            raise ValueError("write it as '1000 steps', '1 epoch', '10 min' or 'never'")
+        amount = float(match[1])
+        if amount <= 0 or (unit == "steps" and amount != int(amount)):
+            raise ValueError("must be a whole number of steps, or a positive number of epochs or minutes")
+        return cls(amount, unit)
+
+    def __str__(self) -> str:
+        if self.unit == "never":
+            return "never"
+        unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
+        return f"{self.amount:g} {unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[Any], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.to_string_ser_schema()
+        )

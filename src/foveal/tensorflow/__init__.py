@@ -1,0 +1,1 @@
+"""TensorFlow's own files, read and written without TensorFlow and without torch."""

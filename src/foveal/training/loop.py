@@ -1,0 +1,124 @@
+"""Training, from a recipe to a finished run. This is the file to read first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveal.data.catalog import open_data
+from foveal.device import configured, resolve_machine
+from foveal.run_folder import RunFolder
+from foveal.training.console import Silent
+from foveal.training.hooks import StopRequest
+from foveal.training.session import Session
+
+if TYPE_CHECKING:
+    from foveal.data.download import ProgressReporter
+    from foveal.recipe import Recipe
+    from foveal.training.console import Console
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a run.
+
+    Attributes:
+        run: its folder.
+        step: how many steps are done, over all restarts.
+        finished: False if a signal stopped it; the same call goes on from there.
+        train_seconds: time spent training, over all restarts, without evaluation.
+        examples_per_second: over that time.
+        accuracy: of the last weights on the test part; None if the recipe or the data have no such part.
+    """
+
+    run: Path
+    step: int
+    finished: bool
+    train_seconds: float
+    examples_per_second: float
+    accuracy: float | None = None
+
+    def report(self) -> dict[str, Any]:
+        """As plain values; without ``accuracy`` where nothing was tested."""
+        values = {**vars(self), "run": str(self.run)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def summary(self) -> str:
+        """In a line."""
+        accuracy = f", test accuracy {self.accuracy:.2%}" if self.accuracy is not None else ""
+        return (
+            f"{self.run}: {self.step:,} steps in {self.train_seconds:.1f} s "
+            f"({self.examples_per_second:,.0f} examples/s){accuracy}"
+        )
+
+
+def train(
+    recipe: Recipe,
+    run: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    console: Console | None = None,
+    progress: ProgressReporter | None = None,
+) -> TrainResult:
+    """Train a recipe in a run folder, or go on where a run in that folder ended.
+
+    Args:
+        recipe: what to train; on going on, it must be the run's own but for operational fields.
+        run: the folder; by default ``runs/NAME``.
+        fresh: move an old run in that folder aside and begin anew.
+        console: what reports to a person; nobody by default.
+        progress: told of downloads.
+
+    Raises:
+        FovealError: the recipe, the data or the folder cannot be used, or training failed.
+    """
+    console = console or Silent()
+    folder = RunFolder(Path(run or f"runs/{recipe.name}"), console.message)
+    folder.check()
+    if folder.exists() and not fresh:
+        recipe = folder.adopt(recipe)
+    recipe = resolve_machine(recipe)
+    data = open_data(recipe.data, progress=progress)
+    folder.create(fresh=fresh)
+    with folder.lock(), configured(recipe):
+        session = Session(recipe, data, folder, console)
+        try:
+            stopped_by = _run_steps(session, console)
+            accuracy = _test(session) if stopped_by is None and recipe.evaluation.final else None
+        finally:
+            session.close()
+    if stopped_by:
+        console.message(
+            f"stopped by {stopped_by} after step {session.step}: run the same command to continue"
+        )
+    examples = session.step * recipe.batch_size
+    rate = examples / session.train_seconds if session.train_seconds else 0.0
+    return TrainResult(folder.path, session.step, stopped_by is None, session.train_seconds, rate, accuracy)
+
+
+def _run_steps(session: Session, console: Console) -> str | None:
+    """Do what is left of the run; the name of the signal that stopped it, if one did."""
+    if session.step >= session.total_steps:
+        return None
+    console.start(session.step, session.total_steps)
+    try:
+        with StopRequest() as stop, session.batches() as batches:
+            for batch in batches:
+                loss = session.train_step(session.step, batch)
+                session.after_step(loss, batch)
+                if stop.requested:
+                    break
+            session.save()
+            session.stop_clock()
+    finally:
+        console.stop()
+    return stop.requested if session.step < session.total_steps else None
+
+
+def _test(session: Session) -> float | None:
+    """The accuracy of the last weights on the test part, measured once."""
+    if not session.has_test:
+        return None
+    done = session.test_record()
+    return done["accuracy"] if done else session.evaluate("test").accuracy

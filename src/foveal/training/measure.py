@@ -1,0 +1,67 @@
+"""Choosing precision and compilation once, by timing the first batch."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from foveal.device import find_device
+from foveal.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from foveal.recipe import Recipe
+    from foveal.training.step import PreparedBatch
+
+_PAYS_OFF = 300.0  # seconds of eager training below which compilation (20 to 60 s) is not even measured
+
+
+def resolve_speed(recipe: Recipe, model: nn.Module, batch: PreparedBatch, total_steps: int) -> Recipe:
+    """Fill in ``precision`` and ``compile`` where they are ``auto``, by timing the first batch.
+
+    The network is copied: its weights and statistics stay as they are. Where there is no C++ compiler,
+    ``compile`` becomes false.
+    """
+    if recipe.precision == "auto":
+        choices = [
+            recipe.model_copy(update={"precision": p, "compile": False}) for p in ("float32", "bfloat16")
+        ]
+        timed = {choice.precision: _seconds_per_step(choice, model, batch) for choice in choices}
+        recipe = recipe.model_copy(update={"precision": min(timed, key=lambda name: timed[name])})
+    if recipe.compile is True and not can_compile():
+        return recipe.model_copy(update={"compile": False})
+    if recipe.compile == "auto":
+        eager = recipe.model_copy(update={"compile": False})
+        recipe = eager
+        eager_seconds = _seconds_per_step(eager, model, batch)
+        if eager_seconds * total_steps > _PAYS_OFF and can_compile():
+            compiled = eager.model_copy(update={"compile": True})
+            if _seconds_per_step(compiled, model, batch) < eager_seconds:
+                recipe = compiled
+    return recipe
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here: it needs a C++ compiler."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8))
+    except Exception:  # noqa: BLE001 - whatever its reason, compilation is only an option
+        return False
+    return True
+
+
+def _seconds_per_step(recipe: Recipe, model: nn.Module, batch: PreparedBatch) -> float:
+    """The median time of a training step of a copy of ``model``."""
+    device = find_device(recipe.device)
+    step = TrainStep(copy.deepcopy(model).to(device).train(), recipe, 1_000_000_000, device)
+    times = []
+    for number in range(8):
+        start = time.perf_counter()
+        step(number, batch).item()  # the value is asked for, so the device must have finished
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])

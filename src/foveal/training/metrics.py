@@ -1,0 +1,138 @@
+"""The logs of a run: metrics.jsonl, evaluations.jsonl and TensorBoard events, behind one writer.
+
+A checkpoint records how long each file was when it was saved. Resuming cuts them back to that, so every
+step stands in them once. Times and rates are kept apart, under ``time``: all else is equal, bit for bit,
+between a run that was interrupted and one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from foveal.errors import RunError
+from foveal.tensorflow.records import frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+_EVENTS = "events.out.tfevents"
+
+
+class AppendedFile:
+    """A file that only grows, but for being cut back to a recorded length when it is opened."""
+
+    def __init__(self, path: Path, length: int | None, report: Callable[[str], None]) -> None:
+        """Open ``path`` and cut it to ``length`` bytes; with None, leave what is there.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self._file = path.open("ab")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+        size = self._file.seek(0, os.SEEK_END)
+        if length is not None and size < length:
+            report(
+                f"{path}: {length - size} bytes that the checkpoint knows of are gone; going on without them"
+            )
+        elif length is not None:
+            self._file.truncate(length)
+
+    def append(self, data: bytes) -> None:
+        """Add to the end; other processes see it at once."""
+        self._file.write(data)
+        self._file.flush()
+
+    def synced_length(self) -> int:
+        """Force what was written to the disk; the length in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class RunLog:
+    """Writes what training and evaluation measure into the files of a run folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        lengths: Mapping[str, int] | None,
+        *,
+        report: Callable[[str], None] = lambda _text: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the logs of ``folder``, cut to ``lengths``.
+
+        Args:
+            folder: the run folder.
+            lengths: bytes by file name; a file not named starts anew. None leaves all as they are.
+            report: told if a file is shorter than that.
+            clock: seconds since 1970.
+        """
+        self._clock = clock
+        names = (METRICS, EVALUATIONS, self._events_name(folder))
+        self._files = {
+            name: AppendedFile(folder / name, None if lengths is None else lengths.get(name, 0), report)
+            for name in names
+        }
+        self._events = self._files[names[-1]]
+        if self._events.synced_length() == 0:
+            self._event(None, {"file_version": "brain.Event:2"})
+
+    def _events_name(self, folder: Path) -> str:
+        """The one event file of the run: the one that is there, or a new name."""
+        found = sorted(path.name for path in folder.glob(f"{_EVENTS}.*"))
+        return found[0] if found else f"{_EVENTS}.{int(self._clock())}.foveal"
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Log a training step: ``step``, numbers, and under ``time`` what differs from run to run."""
+        self._scalars(record["step"], "", record)
+        self._json(METRICS, record)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Log an evaluation: ``step``, ``split``, numbers, and ``time``."""
+        self._scalars(record["step"], f"{record['split']}/", record)
+        self._json(EVALUATIONS, record)  # last: a complete line here means that all was logged
+
+    def lengths(self) -> dict[str, int]:
+        """Force all logs to the disk; the length of each, for a checkpoint to record."""
+        return {name: file.synced_length() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _json(self, name: str, record: Mapping[str, Any]) -> None:
+        self._files[name].append(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+    def _scalars(self, step: int, prefix: str, record: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in _flatten(prefix, record)]
+        self._event(step, {"summary": Summary(value=scalars)})
+
+    def _event(self, step: int | None, content: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        event = Event(wall_time=self._clock(), step=step, **content)
+        self._events.append(frame(event.SerializeToString()))
+
+
+def _flatten(prefix: str, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The floating-point numbers of nested dictionaries, as ``a/b``; the wall time is the event's own."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flatten(f"{prefix}{name}/", value)
+        elif isinstance(value, float) and name != "wall":
+            yield f"{prefix}{name}", value

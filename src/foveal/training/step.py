@@ -1,0 +1,83 @@
+"""One training step: forward, backward, update; in micro-batches and in the precision the recipe asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveal.device import autocast
+from foveal.seeding import seed_for
+from foveal.training.optimizer import build_optimizer
+from foveal.training.schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    from foveal.data.sampler import Sample
+    from foveal.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """What one step trains on.
+
+    Attributes:
+        images: float32 ``[B, C, H, W]``, channels_last.
+        targets: int64 ``[B]``.
+        sample: which examples these are.
+    """
+
+    images: Tensor
+    targets: Tensor
+    sample: Sample
+
+
+class TrainStep:
+    """The function that learns: called with a batch, it updates the network and returns the loss.
+
+    All it depends on is the recipe, the number of the step, the batch, the weights and the optimizer's slots.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, total_steps: int, device: torch.device) -> None:
+        self.optimizer = build_optimizer(recipe.optimizer, model)
+        self._network = torch.compile(model) if recipe.compile is True else model
+        self._recipe = recipe
+        self._total_steps = total_steps
+        self._device = device
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number ``step``, from 0."""
+        factor = learning_rate_factor(self._recipe.schedule, step, self._total_steps)
+        return self._recipe.optimizer.learning_rate * factor
+
+    def __call__(self, step: int, batch: PreparedBatch) -> Tensor:
+        """Do step number ``step`` (from 0); the batch's mean loss, float32, on the device."""
+        loss = self.backward(step, batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def backward(self, step: int, batch: PreparedBatch) -> Tensor:
+        """Add the batch's gradients to the parameters; the mean loss, float32, on the device."""
+        size = len(batch.targets)
+        micro = self._recipe.micro_batch or size
+        losses = []
+        for first in range(0, size, micro):
+            part = slice(first, first + micro)
+            position = int(batch.sample.positions[first])
+            torch.manual_seed(seed_for(self._recipe.seed.data, f"dropout/step {step}", position))
+            images = batch.images[part].to(self._device, non_blocking=True)
+            targets = batch.targets[part].to(self._device, non_blocking=True)
+            with autocast(self._device, self._recipe.precision):
+                logits = self._network(images)
+            loss = functional.cross_entropy(
+                logits.float(), targets, label_smoothing=self._recipe.loss.label_smoothing
+            )
+            loss = loss * (len(targets) / size)
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
