@@ -89,5 +89,5 @@ class NonFiniteLossError(FovealError):
         more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
         super().__init__(
             f"the loss is {loss} at step {step}, on {', '.join(keys[:8])}{more}; nothing was saved after it: "
-            "try a lower optimizer.learning_rate, a longer schedule.warmup, or precision = 'float32'"
+            "try a lower optimizer.learning_rate, a warm-up (schedule.warmup), or precision = 'float32'"
         )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError, UnknownNameError
-from foveal.models.digits_cnn import DigitsCnn
 from foveal.models.mnist_cnn import MnistCnn
+from foveal.models.small_cnn import SmallCnn
 from foveal.registry import call_factory, load_factory
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from foveal.recipe import ModelPart
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "digits_cnn": DigitsCnn,
     "mnist_cnn": MnistCnn,
+    "small_cnn": SmallCnn,
 }
 
 

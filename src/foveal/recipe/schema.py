@@ -42,7 +42,7 @@ class DataPart(Part):
 class ModelPart(Part):
     """The network."""
 
-    name: str = "digits_cnn"
+    name: str = "small_cnn"
     """A known network, or your own: 'package.module:factory', called with num_classes and image_shape."""
     options: dict[str, Any] = {}
     """Arguments of the network."""
@@ -132,7 +132,7 @@ class Constant(Part):
     """The same learning rate throughout."""
 
     name: Literal["constant"] = "constant"
-    warmup: NonNegativeInt = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the rate first rises from near zero."""
 
 
@@ -146,7 +146,7 @@ class Exponential(Part):
     """Steps over which one factor is applied."""
     staircase: bool = False
     """Apply it at once at the end of those steps, not evenly over them."""
-    warmup: NonNegativeInt = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the rate first rises from near zero."""
 
 
@@ -156,8 +156,8 @@ class Cosine(Part):
     name: Literal["cosine"] = "cosine"
     final: UnitFloat = 0.0
     """The last rate, as a share of the full one."""
-    warmup: NonNegativeInt = 0
-    """Steps over which the rate first rises from near zero."""
+    warmup: Decay = 0.0
+    """Share of all steps over which the rate first rises from near zero."""
 
 
 class Linear(Part):
@@ -166,8 +166,8 @@ class Linear(Part):
     name: Literal["linear"] = "linear"
     final: UnitFloat = 0.0
     """The last rate, as a share of the full one."""
-    warmup: NonNegativeInt = 0
-    """Steps over which the rate first rises from near zero."""
+    warmup: Decay = 0.0
+    """Share of all steps over which the rate first rises from near zero."""
 
 
 class OneCycle(Part):
@@ -341,9 +341,9 @@ class Recipe(Part):
             raise ValueError("give steps or epochs, one of the two")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch} must divide batch_size = {self.batch_size}")
-        warmup = getattr(self.schedule, "warmup", 0)
+        warmup = getattr(self.schedule, "warmup_steps", 0)
         if self.steps is not None and warmup >= self.steps:
-            raise ValueError(f"schedule.warmup = {warmup} must be below steps = {self.steps}")
+            raise ValueError(f"schedule.warmup_steps = {warmup} must be below steps = {self.steps}")
         for field, frequency in (
             ("evaluation.every", self.evaluation.every),
             ("logging.every", self.logging.every),

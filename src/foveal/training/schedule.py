@@ -25,16 +25,18 @@ def learning_rate_factor(schedule: SchedulePart, step: int, total: int) -> float
     match schedule:
         case OneCycle(peak=peak, start=start, final=final):
             return _one_cycle(step / total, peak, start, final)
-        case Exponential(factor=factor, every=every, staircase=staircase):
+        case Exponential(factor=factor, every=every, staircase=staircase, warmup_steps=warmup):
             elapsed = step // every if staircase else step / every
             value = factor**elapsed
-        case Cosine(warmup=warmup, final=final):
-            value = final + (1 - final) * _fall(_progress(step, warmup, total))
-        case Linear(warmup=warmup, final=final):
-            value = 1 - (1 - final) * _progress(step, warmup, total)
-        case Constant():
+        case Constant(warmup_steps=warmup):
             value = 1.0
-    return value * min(1.0, (step + 1) / (schedule.warmup + 1))
+        case Cosine(final=final):
+            warmup = round(schedule.warmup * total)
+            value = final + (1 - final) * _fall(_progress(step, warmup, total))
+        case Linear(final=final):
+            warmup = round(schedule.warmup * total)
+            value = 1 - (1 - final) * _progress(step, warmup, total)
+    return value * min(1.0, (step + 1) / (warmup + 1))
 
 
 def _progress(step: int, warmup: int, total: int) -> float:

@@ -125,7 +125,8 @@ class Session:
             self._console.metrics(record)
         self._validation = None
         improved = False
-        if self._data.validation is not None and (self._evaluation_due.due(self.step) or last):
+        at_the_end = last and self.recipe.evaluation.every.unit != "never"
+        if self._data.validation is not None and (self._evaluation_due.due(self.step) or at_the_end):
             improved = self._validate()
         if self._save_due.due(self.step) or improved:
             self.save()

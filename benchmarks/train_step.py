@@ -1,0 +1,175 @@
+"""A training step of the MNIST tutorial network: foveal, plain PyTorch, and TensorFlow where it is installed.
+
+    python benchmarks/train_step.py [--data FOLDER] [--tensorflow PYTHON] [--rounds 9] [--steps 30]
+
+The contenders take turns, so that a machine that slows down slows all of them. Plain PyTorch is what a
+tutorial would write: float32, NCHW, ReLU before pooling, torch.optim.SGD as it comes. Then the training loop is run
+on real batches, and the time outside forward, backward and optimizer is its overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import machine
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from foveal.data.catalog import open_data
+from foveal.data.sampler import Sample
+from foveal.data.source import ArraySource, DataSet
+from foveal.device import configured, resolve_machine
+from foveal.models.registry import build_model
+from foveal.recipe import override
+from foveal.recipes import load
+from foveal.run_folder import RunFolder
+from foveal.training.console import Silent
+from foveal.training.session import Session
+from foveal.training.step import PreparedBatch, TrainStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BATCH = 100
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of MNIST's files; without it, random images")
+    parser.add_argument("--tensorflow", help="the Python of an environment that has TensorFlow")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    torch.set_num_threads(int(resolve_machine(load("mnist-tutorial")).threads))
+    print(machine.describe())
+
+    contenders = {
+        "plain PyTorch, float32": plain_step(),
+        "foveal, float32": foveal_step("float32"),
+        "foveal, bfloat16": foveal_step("bfloat16"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for step in contenders.values():
+        timed(step, options.steps)  # warm-up
+    for _ in range(options.rounds):
+        for name, step in contenders.items():
+            times[name].append(timed(step, options.steps))
+        if options.tensorflow:
+            times.setdefault("TensorFlow, float32", []).append(
+                tensorflow_step(options.tensorflow, options.steps)
+            )
+    base = statistics.median(times["plain PyTorch, float32"])
+    print(f"\n{'training step, batch 100':<28}{'ms (median)':>12}{'examples/s':>12}{'vs plain':>10}")
+    for name, measured in times.items():
+        middle = statistics.median(measured)
+        print(f"{name:<28}{middle * 1000:>12.2f}{BATCH / middle:>12,.0f}{base / middle:>9.2f}x")
+    print()
+    for precision in ("float32", "bfloat16"):
+        share, per_step = loop_overhead(precision, options.data)
+        print(f"loop overhead, {precision}: {share:.2%} of {per_step * 1000:.2f} ms a step")
+
+
+def timed(step: Callable[[], object], steps: int) -> float:
+    """Seconds a call."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - start) / steps
+
+
+def plain_step() -> Callable[[], object]:
+    """The tutorial's network as a PyTorch tutorial would train it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(7 * 7 * 64, 1024),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        nn.Linear(1024, 10),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    images, targets = torch.rand(BATCH, 1, 28, 28), torch.randint(10, (BATCH,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def foveal_step(precision: str) -> Callable[[], object]:
+    """The same through foveal's own step."""
+    recipe = resolve_machine(override(load("mnist-tutorial"), [f"precision={precision}", "device=cpu"]))
+    model = build_model(recipe.model, 10, (28, 28, 1), seed=0).train()
+    train_step = TrainStep(model, recipe, 20_000, torch.device("cpu"))
+    positions = np.arange(BATCH)
+    images = torch.rand(BATCH, 28, 28, 1).permute(0, 3, 1, 2)
+    batch = PreparedBatch(images, torch.randint(10, (BATCH,)), Sample(positions, positions))
+    return lambda: train_step(0, batch)
+
+
+def tensorflow_step(python: str, steps: int) -> float:
+    """Seconds a step of TensorFlow's own, in its own environment."""
+    script = Path(__file__).parent / "peers" / "tensorflow_mnist_step.py"
+    command = [python, str(script), str(steps), str(torch.get_num_threads())]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(result.stdout.splitlines()[-1])["seconds_per_step"])
+
+
+def loop_overhead(precision: str, folder: Path | None, steps: int = 300) -> tuple[float, float]:
+    """The share of a training loop's time that is spent outside its steps, and the time of a step."""
+    settings = [
+        f"precision={precision}",
+        f"steps={steps}",
+        "logging.every=100 steps",
+        "checkpoint.every=never",
+        "evaluation.every=never",
+        "device=cpu",
+        "data.validation=0",
+    ]
+    recipe = resolve_machine(override(load("mnist-tutorial"), settings))
+    data = open_data(recipe.data.model_copy(update={"path": folder})) if folder else random_digits()
+    with tempfile.TemporaryDirectory() as run, configured(recipe):
+        session = Session(recipe, DataSet(data.train), RunFolder(Path(run)), Silent())
+        inside = total = 0.0
+        with session.batches() as batches:
+            start = time.perf_counter()
+            for batch in batches:
+                before = time.perf_counter()
+                loss = session.train_step(session.step, batch)
+                inside += time.perf_counter() - before
+                if session.step == steps - 1:
+                    total = time.perf_counter() - start  # without the last step's save
+                session.after_step(loss, batch)
+        session.close()
+    return 1 - inside / total, total / steps
+
+
+def random_digits() -> DataSet:
+    """As many images as MNIST has, of noise."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60_000, 28, 28, 1), dtype=np.uint8)
+    return DataSet(ArraySource(images, generator.integers(0, 10, 60_000), tuple("0123456789")))
+
+
+if __name__ == "__main__":
+    main()
