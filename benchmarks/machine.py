@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import platform
 from pathlib import Path
 
@@ -20,5 +20,5 @@ def describe() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{names[0]}, {torch.get_num_threads()} threads{gpu}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}; {datetime.datetime.now(tz=datetime.UTC).date()}"
+        f"torch {torch.__version__}; {dt.datetime.now(tz=dt.UTC).date()}"
     )

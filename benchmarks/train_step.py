@@ -1,10 +1,11 @@
 """A training step of the MNIST tutorial network: foveal, plain PyTorch, and TensorFlow where it is installed.
 
-    python benchmarks/train_step.py [--data FOLDER] [--tensorflow PYTHON] [--rounds 9] [--steps 30]
+    python benchmarks/train_step.py [--data FOLDER] [--tensorflow PYTHON] [--rounds 5] [--steps 40]
 
-The contenders take turns, so that a machine that slows down slows all of them. Plain PyTorch is what a
-tutorial would write: float32, NCHW, ReLU before pooling, torch.optim.SGD as it comes. Then the training loop is run
-on real batches, and the time outside forward, backward and optimizer is its overhead.
+Each contender runs in a process of its own, and they take turns, so that a machine that slows down slows all
+of them. Plain PyTorch is what a tutorial would write: float32, NCHW, ReLU before pooling, torch.optim.SGD as
+it comes. Then the training loop is run on real batches; the time outside forward, backward and optimizer is
+its overhead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +29,7 @@ from torch.nn import functional
 from foveal.data.catalog import open_data
 from foveal.data.sampler import Sample
 from foveal.data.source import ArraySource, DataSet
-from foveal.device import configured, resolve_machine
+from foveal.device import configured, keep_freed_memory, processors, resolve_machine
 from foveal.models.registry import build_model
 from foveal.recipe import override
 from foveal.recipes import load
@@ -49,44 +51,45 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of MNIST's files; without it, random images")
     parser.add_argument("--tensorflow", help="the Python of an environment that has TensorFlow")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(int(resolve_machine(load("mnist-tutorial")).threads))
+    torch.set_num_threads(processors())
+    if options.contender:
+        print(json.dumps({"seconds_per_step": measure(CONTENDERS[options.contender](), options.steps)}))
+        return
     print(machine.describe())
 
-    contenders = {
-        "plain PyTorch, float32": plain_step(),
-        "foveal, float32": foveal_step("float32"),
-        "foveal, bfloat16": foveal_step("bfloat16"),
+    arguments = [str(options.steps), str(processors())]
+    commands = {
+        name: [sys.executable, __file__, "--contender", name, "--steps", arguments[0]] for name in CONTENDERS
     }
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for step in contenders.values():
-        timed(step, options.steps)  # warm-up
+    if options.tensorflow:
+        script = Path(__file__).parent / "peers" / "tensorflow_mnist_step.py"
+        commands["TensorFlow, float32"] = [options.tensorflow, str(script), *arguments]
+    times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(options.rounds):
-        for name, step in contenders.items():
-            times[name].append(timed(step, options.steps))
-        if options.tensorflow:
-            times.setdefault("TensorFlow, float32", []).append(
-                tensorflow_step(options.tensorflow, options.steps)
-            )
-    base = statistics.median(times["plain PyTorch, float32"])
+        for name, command in commands.items():
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            times[name].append(json.loads(printed.splitlines()[-1])["seconds_per_step"])
+    medians = {name: statistics.median(measured) for name, measured in times.items()}
+    base = medians["plain PyTorch, float32"]
     print(f"\n{'training step, batch 100':<28}{'ms (median)':>12}{'examples/s':>12}{'vs plain':>10}")
-    for name, measured in times.items():
-        middle = statistics.median(measured)
+    for name, middle in medians.items():
         print(f"{name:<28}{middle * 1000:>12.2f}{BATCH / middle:>12,.0f}{base / middle:>9.2f}x")
-    print()
-    for precision in ("float32", "bfloat16"):
-        share, per_step = loop_overhead(precision, options.data)
-        print(f"loop overhead, {precision}: {share:.2%} of {per_step * 1000:.2f} ms a step")
+    share, per_step = loop_overhead(options.data)
+    print(f"\nloop overhead, float32: {share:.2%} of {per_step * 1000:.2f} ms a step")
 
 
-def timed(step: Callable[[], object], steps: int) -> float:
-    """Seconds a call."""
-    start = time.perf_counter()
-    for _ in range(steps):
+def measure(step: Callable[[], object], steps: int) -> float:
+    """The median seconds of a call, after a warm-up."""
+    times = []
+    for _ in range(steps + 10):
+        start = time.perf_counter()
         step()
-    return (time.perf_counter() - start) / steps
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[10:])
 
 
 def plain_step() -> Callable[[], object]:
@@ -118,6 +121,7 @@ def plain_step() -> Callable[[], object]:
 
 def foveal_step(precision: str) -> Callable[[], object]:
     """The same through foveal's own step."""
+    keep_freed_memory()
     recipe = resolve_machine(override(load("mnist-tutorial"), [f"precision={precision}", "device=cpu"]))
     model = build_model(recipe.model, 10, (28, 28, 1), seed=0).train()
     train_step = TrainStep(model, recipe, 20_000, torch.device("cpu"))
@@ -127,18 +131,17 @@ def foveal_step(precision: str) -> Callable[[], object]:
     return lambda: train_step(0, batch)
 
 
-def tensorflow_step(python: str, steps: int) -> float:
-    """Seconds a step of TensorFlow's own, in its own environment."""
-    script = Path(__file__).parent / "peers" / "tensorflow_mnist_step.py"
-    command = [python, str(script), str(steps), str(torch.get_num_threads())]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(result.stdout.splitlines()[-1])["seconds_per_step"])
+CONTENDERS: dict[str, Callable[[], Callable[[], object]]] = {
+    "plain PyTorch, float32": plain_step,
+    "foveal, float32": lambda: foveal_step("float32"),
+    "foveal, bfloat16": lambda: foveal_step("bfloat16"),
+}
 
 
-def loop_overhead(precision: str, folder: Path | None, steps: int = 300) -> tuple[float, float]:
+def loop_overhead(folder: Path | None, steps: int = 300) -> tuple[float, float]:
     """The share of a training loop's time that is spent outside its steps, and the time of a step."""
     settings = [
-        f"precision={precision}",
+        "precision=float32",
         f"steps={steps}",
         "logging.every=100 steps",
         "checkpoint.every=never",
@@ -149,7 +152,8 @@ def loop_overhead(precision: str, folder: Path | None, steps: int = 300) -> tupl
     recipe = resolve_machine(override(load("mnist-tutorial"), settings))
     data = open_data(recipe.data.model_copy(update={"path": folder})) if folder else random_digits()
     with tempfile.TemporaryDirectory() as run, configured(recipe):
-        session = Session(recipe, DataSet(data.train), RunFolder(Path(run)), Silent())
+        session = Session(recipe, DataSet(data.train), Silent())
+        session.open(RunFolder(Path(run)))
         inside = total = 0.0
         with session.batches() as batches:
             start = time.perf_counter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import sys
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from foveal.recipe import Recipe
+
+
+# Parameters of glibc's mallopt, from its malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
 
 
 def find_device(name: str) -> torch.device:
@@ -60,9 +68,26 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step instead of returning it to the system.
+
+    A training step frees and asks for the same tens of megabytes again and again; returning them means a
+    page fault for every 4 KiB, which is a quarter to a third of the time of a step on a processor. It lasts
+    for the life of the process. Only glibc has the call; elsewhere nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        library.mallopt(_M_TOP_PAD, 256 << 20)
+
+
 @contextmanager
 def configured(recipe: Recipe) -> Iterator[None]:
     """Set threads and determinism as a resolved recipe says; put back what was set before."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     cuda = recipe.device.startswith("cuda")

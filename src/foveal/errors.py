@@ -45,10 +45,16 @@ class UnknownNameError(UsageError):
     """A name stands for nothing; the message suggests the nearest one that does."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"no {kind} named {name!r}: {advice}{f' {hint}' if hint else ''}")
+        super().__init__(f"no {kind} named {name!r}: {suggestion(name, known)}{f' {hint}' if hint else ''}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by ``name``: the nearest of the known names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there are none"
 
 
 class DataError(FovealError):
@@ -76,7 +82,7 @@ class RunError(FovealError):
 
 
 class NonFiniteLossError(FovealError):
-    """The loss became infinite or NaN.
+    """The loss, or the weights that a step gave, became infinite or NaN.
 
     Attributes:
         step: the step, counted from 1.
@@ -84,10 +90,11 @@ class NonFiniteLossError(FovealError):
         keys: the origins of the examples in its batch.
     """
 
-    def __init__(self, step: int, loss: float, keys: list[str]) -> None:
+    def __init__(self, step: int, loss: float, keys: list[str], what: str = "loss") -> None:
         self.step, self.loss, self.keys = step, loss, keys
         more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+        found = f"the loss is {loss}" if what == "loss" else f"the {what} are not finite (loss {loss:.6g})"
         super().__init__(
-            f"the loss is {loss} at step {step}, on {', '.join(keys[:8])}{more}; nothing was saved after it: "
+            f"{found} at step {step}, on {', '.join(keys[:8])}{more}; nothing was saved after it: "
             "try a lower optimizer.learning_rate, a warm-up (schedule.warmup), or precision = 'float32'"
         )

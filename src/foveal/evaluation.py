@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from foveal.recipe import Recipe
 
 # Metrics of torchmetrics that give more than one number, or need an argument that a name cannot carry.
-_SEVERAL = {"roc", "precision_recall_curve", "confusion_matrix", "stat_scores", "f_beta_score"}
+_SEVERAL = {
+    "roc",
+    "precision_recall_curve",
+    "confusion_matrix",
+    "stat_scores",
+    "f_beta_score",
+    "eer",
+    "log_auc",
+}
 
 Split = Literal["test", "validation", "train"]
 Weights = Literal["ema", "raw"]
@@ -150,6 +158,10 @@ def evaluate(
     source = open_data(part, progress=progress).part(split)
     if list(source.classes) != stored.state["classes"]:
         raise DataError(f"{data or part.name}: other classes than {folder.path} was trained on")
+    if list(source.image_shape) != stored.state["image_shape"]:
+        wanted = " x ".join(map(str, stored.state["image_shape"]))
+        found = " x ".join(map(str, source.image_shape))
+        raise DataError(f"{data or part.name}: images of {found}; {folder.path} was trained on {wanted}")
     chosen = weights or ("ema" if recipe.ema else "raw")
     with configured(recipe):
         model = load_network(recipe, stored, chosen).to(find_device(recipe.device))
@@ -168,7 +180,8 @@ def load_network(recipe: Recipe, stored: StoredCheckpoint, weights: Weights) -> 
     """The network of a checkpoint, ready for inference, on the CPU.
 
     Raises:
-        CheckpointError: the averages are asked for but were not kept, or the tensors do not fit the network.
+        CheckpointError: the averages are asked for but were not kept, the weights are not finite, or they
+            do not fit the network.
     """
     state = stored.state
     height, width, channels = state["image_shape"]
@@ -178,6 +191,8 @@ def load_network(recipe: Recipe, stored: StoredCheckpoint, weights: Weights) -> 
         if "ema" not in stored.tensors:
             raise CheckpointError(f"{stored.folder}: holds no averaged weights; use --weights raw")
         tensors |= stored.tensors["ema"]
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise CheckpointError(f"{stored.folder}: its weights are not finite; use another --checkpoint")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -210,6 +225,9 @@ def evaluate_network(
         step: passed on to the result, like ``weights`` and ``split``.
         weights: what the result calls them.
         split: what the result calls the part.
+
+    Raises:
+        CheckpointError: the loss is not finite.
     """
     classes = len(source.classes)
     device = next(model.parameters()).device
@@ -228,6 +246,11 @@ def evaluate_network(
         for metric in extra.values():
             metric.update(logits.softmax(dim=1), labels)
     total = len(source)
+    if not loss.isfinite():
+        raise CheckpointError(
+            f"the loss on the {split} part is {loss.item()} with the weights of step {step}: training "
+            "diverged; use another --checkpoint, or a lower learning rate"
+        )
     return Evaluation(
         accuracy=int(confusion.trace()) / total,
         loss=float(loss) / total,

@@ -13,7 +13,7 @@ from foveal.data.augment import Normalizer
 from foveal.data.decode import read_image
 from foveal.data.loader import Loader
 from foveal.device import autocast, configured, find_device, resolve_machine
-from foveal.errors import ImageError
+from foveal.errors import CheckpointError, ImageError
 from foveal.evaluation import load_network
 from foveal.run_folder import RunFolder
 
@@ -132,6 +132,10 @@ def _classify(
     with torch.inference_mode(), autocast(device, precision):
         logits = network(batch)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
+    if not best.values.isfinite().all():
+        raise CheckpointError(
+            "the network's answer is not a number: training diverged; use another --checkpoint"
+        )
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
         tuple(Guess(classes[index], index, value) for index, value in zip(indices, values, strict=True))

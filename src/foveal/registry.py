@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from foveal.errors import RecipeError, UnknownNameError
@@ -23,12 +25,15 @@ def load_factory(reference: str, field: str) -> Callable[..., Any]:
     Raises:
         RecipeError: there is no such module or no such function in it.
     """
-    module_name, _, name = reference.partition(":")
+    match = re.fullmatch(r"([\w.]*\w):(\w+)", reference)
+    if match is None or reference.startswith("."):
+        raise RecipeError(f"{field} = {reference!r}: write 'package.module:factory'")
+    module_name, name = match.groups()
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a user's module may fail in any way
         raise RecipeError(f"{field} = {reference!r}: cannot import {module_name}: {error}") from error
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -44,15 +49,19 @@ def call_factory(
 
     Raises:
         UnknownNameError: the factory has no such option.
-        RecipeError: it lacks one, or refuses a value with ``TypeError`` or ``ValueError``.
+        RecipeError: it lacks one, or refuses a value with a ``TypeError``, ``ValueError`` or
+            ``RuntimeError``.
     """
-    parameters = inspect.signature(factory).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # some built-in ones do not say
+        parameters = MappingProxyType({})
+    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = list(parameters)[len(arguments) :]
     for key in options:
         if key not in known and not takes_any:
             raise UnknownNameError(f"option of {name}", key, known, f"({field})")
     try:
         return factory(*arguments, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{field}: {name} refuses {dict(options)}: {error}") from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from foveal.checkpoints.manager import CheckpointManager
@@ -53,6 +55,7 @@ class RunFolder:
         """
         if not self.exists():
             what = "has no recipe.toml" if self.path.is_dir() else "does not exist"
+            what = "is a file" if self.path.is_file() else what
             raise RunError(f"{self.path}: not a run folder: it {what}; foveal train makes one")
         return from_toml(self.path / _RECIPE)
 
@@ -68,6 +71,8 @@ class RunFolder:
             return
         if not self.exists() and any(path.name != ".lock" for path in self.path.iterdir()):
             raise RunError(f"{self.path} is not empty and holds no run: name another folder with --run")
+        if self.checkpoints.folder.exists() and not self.checkpoints.folder.is_dir():
+            raise RunError(f"{self.checkpoints.folder} is a file: move it away")
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise RunError(
                 f"{self.path} cannot be written to: change its permissions, or choose another --run"
@@ -80,7 +85,10 @@ class RunFolder:
             RunError: it cannot be made, or the old run is being trained.
         """
         if fresh and self.exists():
-            aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            stamp = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            endings = chain([""], (f".{number}" for number in count(1)))
+            names = (self.path.with_name(stamp + ending) for ending in endings)
+            aside = next(name for name in names if not name.exists())
             with self.lock():
                 self.path.rename(aside)
             self.report(f"the old run is now {aside}")
@@ -132,11 +140,16 @@ class RunFolder:
         """
         checkpoint = self.checkpoints.load(which, parts)
         if checkpoint is None:
+            if (self.checkpoints.folder / "damaged").exists():
+                raise RunError(f"{self.path}: every checkpoint was damaged; train it again, from the start")
             raise RunError(f"{self.path}: has no checkpoint yet; train it first")
         return checkpoint
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """What was measured so far, oldest first; a line that a crash cut off is left out."""
+        """What was measured so far, oldest first; damaged lines are left out."""
         path = self.path / "evaluations.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        records = []
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+        return records

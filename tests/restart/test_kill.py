@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.events import read_events
 
 FOVEAL = str(Path(sys.executable).with_name("foveal"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 INTERRUPTED = 3
+_TYPERS_INTERRUPTED = 130  # what typer makes of KeyboardInterrupt before we see it
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -51,17 +52,22 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code: Any = app(arguments, standalone_mode=False)
+        if code == _TYPERS_INTERRUPTED:
+            code = _interrupted()
+        sys.stdout.flush()  # a full disk or a closed pipe shows here
     except FovealError as error:
         code = _fail(error, str(error), error.exit_code, debug=debug)
     except typer.TyperException as error:
         hint = "" if isinstance(error, typer.Exit) else "; see --help"
-        code = _fail(error, error.format_message().replace("\n", " ") + hint, 2, debug=debug)
+        code = _fail(error, " ".join(error.format_message().split()).rstrip(".") + hint, 2, debug=debug)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted: run the same command to continue\n")
-        code = INTERRUPTED
+        code = _interrupted()
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         code = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(error, f"{where}{error.strerror or error}", 1, debug=debug)
     except Exception as error:  # noqa: BLE001 - a mistake of ours: still one line, and where to look
         text = f"{type(error).__name__}: {error} (a mistake in foveal; --debug shows where)"
         code = _fail(error, text, 1, debug=debug)
@@ -73,6 +79,11 @@ def _fail(error: Exception, text: str, code: int, *, debug: bool) -> int:
         raise error
     sys.stderr.write(f"error: {text}\n")
     return code
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted: run the same command to continue\n")
+    return INTERRUPTED
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

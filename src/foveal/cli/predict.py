@@ -45,9 +45,14 @@ def predict(
 
     Example: foveal predict runs/digits scan.png --top 3
     """
+    import logging
+    import warnings
+
     from foveal.cli.evaluate import parse_checkpoint
     from foveal.prediction import predict as run_prediction
 
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged files; our own line says what is wrong
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     predictions = run_prediction(
         run,
         images,

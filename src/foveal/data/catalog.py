@@ -74,18 +74,19 @@ def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> Da
         data = call_factory(factory, part.name, "data.options", options)
         if not isinstance(data, DataSet):
             raise RecipeError(f"data.name: {part.name} returned {type(data).__name__}, not a foveal DataSet")
-    elif part.name == "digits":
-        data = _digits()
-    elif part.name == "mnist":
-        data = _mnist(part.path, progress)
+    elif part.name not in _KNOWN:
+        hint = "(your own: data.name = 'package.module:factory')"
+        raise UnknownNameError("data set", part.name, _KNOWN, hint)
+    elif part.options:
+        raise RecipeError(f"data.options: {part.name} takes none, but has {', '.join(part.options)}")
     else:
-        raise UnknownNameError(
-            "data set", part.name, ("digits", "mnist"), "(your own: data.name = 'package.module:factory')"
-        )
+        data = _KNOWN[part.name](part.path, progress)
     return data if part.validation is None else _hold_out(data, part.validation)
 
 
-def _digits() -> DataSet:
+def _digits(folder: Path | None, _progress: ProgressReporter | None) -> DataSet:
+    if folder is not None:
+        raise RecipeError(f"data.path = {str(folder)!r}: the digits come with foveal; leave --data out")
     with resources.as_file(resources.files("foveal.data") / "digits" / "digits.npz") as path:
         arrays = np.load(path, allow_pickle=False)
         images, labels, part = arrays["images"], arrays["labels"], arrays["part"]
@@ -108,6 +109,9 @@ def _mnist(folder: Path | None, progress: ProgressReporter | None) -> DataSet:
         for part in ("train", "t10k")
     )
     return DataSet(train, test=test)
+
+
+_KNOWN = {"digits": _digits, "mnist": _mnist}
 
 
 def locate(
@@ -136,7 +140,7 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder}: holds neither {names[0]} nor {names[0]}.gz")
+    raise DataError(f"{folder}: holds neither {names[0]} nor {names[0]}.gz: give another folder with --data")
 
 
 def _hold_out(data: DataSet, count: int) -> DataSet:

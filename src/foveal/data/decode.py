@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# What Pillow's readers raise at damaged files.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError)
+
 PIXEL_LIMIT = 200_000_000
 _OPENING = threading.Lock()  # Pillow's own limit is a global of its module
 
@@ -46,7 +49,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise ImageError(f"{path}: {'is empty' if empty else 'not an image that can be read'}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # what Pillow's readers raise
+    except _DAMAGED as error:
         raise ImageError(f"{path}: cannot be read: {error}") from None
     return np.asarray(resized).reshape(shape)
 

@@ -78,7 +78,7 @@ def _read(path: Path) -> bytes:
         with gzip.open(path) as file:
             content = file.read(_LIMIT + 1)
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{path}: there is no such file: give another folder with --data") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if len(content) > _LIMIT:

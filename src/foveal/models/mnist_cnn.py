@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError
-from foveal.models.layers import FlattenNhwc, glorot_uniform
+from foveal.models.layers import Dropout, FlattenNhwc, glorot_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ class MnistCnn(nn.Module):
         self.flatten = FlattenNhwc()
         self.dense = nn.Linear(height // 4 * (width // 4) * filters[1], units)
         self.relu3 = nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.logits = nn.Linear(units, num_classes)
         glorot_uniform(self)
 

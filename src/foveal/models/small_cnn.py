@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError
-from foveal.models.layers import FlattenNhwc
+from foveal.models.layers import Dropout, FlattenNhwc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class SmallCnn(nn.Module):
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers)
         self.flatten = FlattenNhwc()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.logits = nn.Linear(_features(self.features, image_shape), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

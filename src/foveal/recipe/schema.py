@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from foveal.recipe.fields import (
+    OPERATIONAL,
+    Decay,
+    Flag,
+    Frequency,
     NonNegativeFloat,
     NonNegativeInt,
+    Part,
     PositiveFloat,
     PositiveInt,
-    Tag,
-    model_validator,
+    Seed,
+    Share,
+    UnitFloat,
 )
-
-from foveal.recipe.fields import OPERATIONAL, Frequency, Part
-
-UnitFloat = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataPart(Part):
@@ -35,7 +37,7 @@ class DataPart(Part):
     """Hold out the first so many training examples, to choose the best checkpoint on."""
     batching: Literal["continuous", "drop_last", "keep_last"] = "continuous"
     """At the end of an epoch: run on into the next, drop the incomplete batch, or keep it smaller."""
-    shuffle: bool = True
+    shuffle: Flag = True
     """Draw a new order every epoch."""
 
 
@@ -140,11 +142,11 @@ class Exponential(Part):
     """Multiply by a factor every so many steps."""
 
     name: Literal["exponential"] = "exponential"
-    factor: Annotated[float, Field(gt=0, le=1)]
+    factor: Annotated[float, Field(gt=0, le=1, strict=True)]
     """The factor."""
     every: PositiveInt
     """Steps over which one factor is applied."""
-    staircase: bool = False
+    staircase: Flag = False
     """Apply it at once at the end of those steps, not evenly over them."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate first rises from near zero."""
@@ -174,7 +176,7 @@ class OneCycle(Part):
     """Up by half a cosine, then down by half a cosine (Smith, Topin, 2017)."""
 
     name: Literal["one_cycle"] = "one_cycle"
-    peak: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    peak: Share = 0.25
     """When the full rate is reached, as a share of all steps."""
     start: UnitFloat = 0.04
     """The first rate, as a share of the full one."""
@@ -195,6 +197,15 @@ class _Optimizer(Part):
     """What decays: 'kernels' (parameters of two or more dimensions), 'all', or a regular expression that is
     searched in the parameters' names."""
 
+    @field_validator("decayed")
+    @classmethod
+    def _check_expression(cls, expression: str) -> str:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
+        return expression
+
 
 class Sgd(_Optimizer):
     """Stochastic gradient descent."""
@@ -202,7 +213,7 @@ class Sgd(_Optimizer):
     name: Literal["sgd"] = "sgd"
     momentum: Decay = 0.0
     """Share of the last update that is carried on."""
-    nesterov: bool = False
+    nesterov: Flag = False
     """Look ahead along the momentum."""
 
     @model_validator(mode="after")
@@ -247,16 +258,16 @@ class Loss(Part):
 class Ema(Part):
     """An exponential moving average of the weights, which evaluation then uses."""
 
-    decay: Annotated[float, Field(gt=0, lt=1)]
+    decay: Share
     """Share of the average that is kept at each step: min(decay, (1 + n) / (10 + n)) at the n-th update."""
 
 
 class Seeds(Part):
     """Where randomness comes from."""
 
-    init: int = 0
+    init: Seed = 0
     """For the first weights."""
-    data: int = 0
+    data: Seed = 0
     """For the order of examples, their distortions, and dropout."""
 
 
@@ -265,7 +276,7 @@ class Evaluation(Part):
 
     every: Frequency = Frequency(1, "epochs")
     """How often the validation part is evaluated, if there is one."""
-    final: bool = True
+    final: Flag = True
     """Evaluate the last weights on the test part, if there is one."""
     metrics: tuple[str, ...] = ()
     """More metrics by name, of torchmetrics.classification: 'f1_score', 'auroc', 'cohen_kappa', ..."""
@@ -298,8 +309,8 @@ class Checkpointing(Part):
 class Recipe(Part):
     """Everything that decides what a run learns (semantic) and how it is run (operational)."""
 
-    name: str
-    """What the run folder is called by default."""
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """What the run folder is called by default: letters, digits, '_', '.' and '-'."""
     batch_size: PositiveInt
     """Examples in a step, over all devices."""
     micro_batch: PositiveInt | None = None
@@ -310,7 +321,7 @@ class Recipe(Part):
     """How long to train, as passes over the data, instead of steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; weights are float32. auto: whichever this machine measures faster."""
-    compile: bool | Literal["auto"] = False
+    compile: Flag | Literal["auto"] = False
     """Compile the network with torch.compile. auto: if that is measured to pay off over the whole run."""
     device: Annotated[str, OPERATIONAL] = "auto"
     """'cpu', 'cuda', 'mps', or the best there is."""
@@ -318,7 +329,7 @@ class Recipe(Part):
     """Processor threads that compute. auto: the processors this process may use."""
     loader_threads: Annotated[PositiveInt | Literal["auto"], OPERATIONAL] = "auto"
     """Threads that prepare batches ahead. auto: one, or one for every four processors."""
-    deterministic: bool = True
+    deterministic: Flag = True
     """On CUDA, choose kernels that give the same bits every time."""
 
     data: DataPart = DataPart()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
 import textwrap
 import tomllib
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from foveal.errors import RecipeError
 from foveal.recipe.fields import is_operational
-from foveal.recipe.schema import CustomTransform, Recipe
+from foveal.recipe.messages import explain, kinds
+from foveal.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
-
-    from pydantic_core import ErrorDetails
 
 _TOTAL = {"steps", "epochs"}
 
@@ -50,23 +47,25 @@ def from_toml(path: Path) -> Recipe:
     return from_dict(values, str(path))
 
 
-def from_dict(values: Mapping[str, Any], origin: str) -> Recipe:
+def from_dict(values: Mapping[str, Any], origin: str = "") -> Recipe:
     """Check plain values.
 
     Raises:
-        RecipeError: the first mistake in them, in one line that begins with ``origin``.
+        RecipeError: the first mistake in them, in one line that begins with ``origin``, if that is given.
     """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {_explain(error.errors(include_url=False), values)}") from None
+        mistake = explain(error.errors(include_url=False), values)
+        raise RecipeError(f"{origin}: {mistake}" if origin else mistake) from None
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with ``KEY=VALUE`` settings applied, as ``--set`` gives them.
 
-    ``KEY`` is dotted; ``VALUE`` is a TOML value, or else taken as a string. Another ``optimizer.name`` or
-    ``schedule.name`` starts that table afresh, keeping the fields that both kinds have.
+    ``KEY`` is dotted; ``VALUE`` is a TOML value, or else taken as a string. Another ``name`` of a table
+    starts it afresh: an optimizer or schedule keeps the fields that both kinds have, a model or data set
+    loses its options. ``steps`` and ``epochs`` replace each other.
 
     Raises:
         RecipeError: a setting is malformed, or the recipe that results is.
@@ -74,9 +73,12 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     values = to_dict(recipe)
     changes = [_parse(setting) for setting in settings]
     changes.sort(key=lambda change: change[0][-1] != "name")  # a table's kind decides which keys it has
+    keys = {path[0] for path, _ in changes if len(path) == 1}
+    for key in _TOTAL - keys if _TOTAL & keys else ():
+        values.pop(key, None)
     for path, value in changes:
         _assign(values, path, value)
-    return from_dict(values, f"--set {' '.join(settings)}" if changes else recipe.name)
+    return from_dict(values)
 
 
 def _parse(setting: str) -> tuple[list[str], Any]:
@@ -96,15 +98,19 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {'.'.join(path)}: {key} is not a table; set the whole of it")
-    if path in (["optimizer", "name"], ["schedule", "name"]) and table.get("name") != value:
-        known = _kinds(path[0]).get(value)
-        kept = {key: old for key, old in table.items() if known and key in known.model_fields}
-        table.clear()
-        table.update(kept)
-    if path[0] in _TOTAL and len(path) == 1:
-        for key in _TOTAL:
-            values.pop(key, None)
+    if path[-1] == "name" and table.get("name") != value:
+        _start_afresh(table, path[0], value)
     table[path[-1]] = value
+
+
+def _start_afresh(table: dict[str, Any], field: str, name: Any) -> None:
+    """Drop what another kind of table has no use for."""
+    if field in ("optimizer", "schedule"):
+        kind = kinds(field).get(name) if isinstance(name, str) else None
+        for key in [key for key in table if kind is None or key not in kind.model_fields]:
+            del table[key]
+    elif field in ("model", "data"):
+        table.pop("options", None)
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -122,73 +128,14 @@ def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, tuple[A
         for key, field in type(old).model_fields.items():
             if not is_operational(field):
                 yield from _differences(getattr(old, key), getattr(new, key), f"{prefix}.{key}".lstrip("."))
+    elif getattr(old, "name", None) != getattr(new, "name", None):  # another kind of optimizer or schedule
+        yield f"{prefix}.name", (getattr(old, "name", None), getattr(new, "name", None))
     elif new not in (old, "auto"):
         yield prefix, (_plain(old), _plain(new))
 
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _explain(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
-    """One line for the first mistake: the field's name, what it is, what it should be."""
-    # A misspelt key is also a missing one: the spelling is what to say.
-    first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
-    kind, path = first["type"], _keys(first["loc"])
-    name = ".".join(map(str, path))
-    if kind == "extra_forbidden":
-        return f"there is no field {name!r}: {_suggest(str(path[-1]), _known_keys(path[:-1], values))}"
-    if kind == "union_tag_invalid":
-        tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
-        return f"there is no {name} named {first['ctx']['tag']!r}: {_suggest(first['ctx']['tag'], tags)}"
-    if kind in ("missing", "union_tag_not_found"):
-        return f"{name}{'' if kind == 'missing' else '.name'} is missing"
-    message = re.sub(r"^(Value error, |Input should be )", "", first["msg"])
-    if kind == "value_error":
-        return f"{name}: {message}" if path else message
-    return f"{name or 'the recipe'} = {first['input']!r}: should be {message}"
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-
-
-def _keys(location: tuple[int | str, ...]) -> list[int | str]:
-    """An error's location without the tags of unions, which are no keys of the recipe."""
-    if location[:1] in (("optimizer",), ("schedule",)):
-        return [*location[:1], *location[2:]]
-    if location[:1] == ("augmentation",):
-        return [*location[:2], *location[3:]]
-    return [part for part in location if part not in ("bool", "int") and "[" not in str(part)]
-
-
-def _known_keys(path: list[int | str], values: Mapping[str, Any]) -> list[str]:
-    """The keys of the table at ``path``."""
-    if not path:
-        return list(Recipe.model_fields)
-    field = str(path[0])
-    if field in ("optimizer", "schedule", "augmentation"):
-        table = values[field][path[1]] if field == "augmentation" else values[field]
-        kind = _kinds(field).get(table.get("name"), CustomTransform)
-        return list(kind.model_fields)
-    kind = next(c for c in _members(Recipe.model_fields[field].annotation) if issubclass(c, BaseModel))
-    return list(kind.model_fields)
-
-
-def _kinds(field: str) -> dict[Any, type[BaseModel]]:
-    """The classes a table with a ``name`` can be, by that name."""
-    return {
-        kind.model_fields["name"].default: kind for kind in _members(Recipe.model_fields[field].annotation)
-    }
-
-
-def _members(annotation: Any) -> Iterator[type[Any]]:
-    """The classes an annotation is made of: of ``Ema | None``, ``Ema`` and ``NoneType``."""
-    if inspect.isclass(annotation):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _members(argument)
 
 
 def describe(recipe: Recipe) -> str:

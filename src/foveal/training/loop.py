@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,14 +81,14 @@ def train(
         recipe = folder.adopt(recipe)
     recipe = resolve_machine(recipe)
     data = open_data(recipe.data, progress=progress)
-    folder.create(fresh=fresh)
-    with folder.lock(), configured(recipe):
-        session = Session(recipe, data, folder, console)
-        try:
-            stopped_by = _run_steps(session, console)
-            accuracy = _test(session) if stopped_by is None and recipe.evaluation.final else None
-        finally:
-            session.close()
+    with configured(recipe):
+        session = Session(recipe, data, console)  # a mistake in the recipe shows here: nothing is touched yet
+        folder.create(fresh=fresh)
+        with folder.lock():
+            session.open(folder)
+            with closing(session):
+                stopped_by = _run_steps(session, console)
+                accuracy = _test(session) if stopped_by is None and recipe.evaluation.final else None
     if stopped_by:
         console.message(
             f"stopped by {stopped_by} after step {session.step}: run the same command to continue"

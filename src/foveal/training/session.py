@@ -12,8 +12,8 @@ from foveal.data.loader import Loader
 from foveal.data.sampler import Sampler
 from foveal.data.source import keys
 from foveal.device import find_device
-from foveal.errors import CheckpointError, RunError
-from foveal.evaluation import Evaluation, evaluate_network
+from foveal.errors import CheckpointError, NonFiniteLossError, RunError
+from foveal.evaluation import Evaluation, evaluate_network, find_metric
 from foveal.models.registry import build_model, end_points
 from foveal.seeding import Draws
 from foveal.training.ema import MovingAverage
@@ -26,12 +26,15 @@ from foveal.training.step import PreparedBatch, TrainStep
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from foveal.data.source import DataSet
     from foveal.recipe import Recipe
     from foveal.run_folder import RunFolder
     from foveal.training.console import Console
+
+
+_PROBABILITIES = "probabilities"  # the softmax of the logits, which no module computes
 
 
 class Session:
@@ -44,16 +47,19 @@ class Session:
         train_seconds: time spent training so far, over all restarts, without evaluation.
     """
 
-    def __init__(self, recipe: Recipe, data: DataSet, folder: RunFolder, console: Console) -> None:
-        """Set up a run, from its newest good checkpoint where there is one; see :meth:`prepare` for order.
+    def __init__(self, recipe: Recipe, data: DataSet, console: Console) -> None:
+        """Put a run together at its step 0; nothing is written anywhere, and every mistake shows here.
+
+        Args:
+            recipe: ``precision`` and ``compile`` may be ``auto``: they are measured now.
+            data: what the recipe's ``data`` table names.
+            console: what reports to a person.
 
         Raises:
-            FovealError: the recipe does not fit the data, or the folder holds another run.
+            FovealError: the recipe contradicts itself or does not fit the data.
         """
         source = data.train
         self._data = data
-        self._folder = folder
-        self._checkpoints = folder.checkpoints
         self._console = console
         self._sampler = Sampler(
             len(source), recipe.batch_size, recipe.seed.data, recipe.data.batching, recipe.data.shuffle
@@ -61,32 +67,44 @@ class Session:
         self.total_steps = recipe.steps or self._sampler.steps(recipe.epochs or 0)
         self._augment = Augmentation(recipe.augmentation, source.image_shape)
         self._normalize = Normalizer(recipe.normalization, source.image_shape[2])
-        self._device = find_device(recipe.device)
         self._data_seed = recipe.seed.data
+        self._device = find_device(recipe.device)
         model = build_model(recipe.model, len(source.classes), source.image_shape, recipe.seed.init)
-        if not folder.exists():
-            recipe = resolve_speed(recipe, model, self.prepare(0), self.total_steps)
-        folder.write_recipe(recipe)
-        self.recipe = recipe
+        _check_names(recipe, model, len(source.classes))
+        self.recipe = resolve_speed(recipe, model, self.prepare(0), self.total_steps)
         self._model = model.to(self._device).train()
-        self.train_step = TrainStep(self._model, recipe, self.total_steps, self._device)
+        self.train_step = TrainStep(self._model, self.recipe, self.total_steps, self._device)
         self._average = MovingAverage(self._model, recipe.ema.decay) if recipe.ema else None
 
         self.step = 0
         self.train_seconds = 0.0
         self._best: dict[str, Any] | None = None
         self._validation: dict[str, Any] | None = None
-        lengths = self._restore()
-        tested = self.test_record() is not None
-        self._log = RunLog(folder.path, None if tested else lengths, report=console.message)
-        self._loader: Loader[PreparedBatch] | None = None
+        self._last_loss: Tensor | None = None
         self._guard = FiniteLoss(self._keys)
-        self._logged = (self.step, self.train_seconds, 0.0)  # step, seconds and waiting at the last record
         self._log_due = Every(recipe.logging.every, self._sampler)
         self._activations_due = Every(recipe.logging.activations_every, self._sampler)
         self._evaluation_due = Every(recipe.evaluation.every, self._sampler)
         self._save_due = Every(recipe.checkpoint.every, self._sampler)
+        self._loader: Loader[PreparedBatch] | None = None
         self._resumed_at = time.perf_counter()
+
+    def open(self, folder: RunFolder) -> None:
+        """Begin in a folder, or go on from the newest good checkpoint in it.
+
+        Raises:
+            RunError: it holds a run of another recipe or on other data.
+            CheckpointError: its checkpoints cannot be used.
+        """
+        if folder.exists():
+            folder.adopt(self.recipe)  # checked already, but not under the lock
+        self._folder = folder
+        self._checkpoints = folder.checkpoints
+        lengths = self._restore()
+        folder.write_recipe(self.recipe)
+        tested = self.test_record() is not None
+        self._log = RunLog(folder.path, None if tested else lengths, report=self._console.message)
+        self._logged = (self.step, self.train_seconds, 0.0)  # step, seconds and waiting at the last record
 
     def prepare(self, step: int) -> PreparedBatch:
         """What step number ``step`` (from 0) trains on; depends on nothing else, and runs on any thread."""
@@ -112,6 +130,7 @@ class Session:
         self.step += 1
         if self._average is not None:
             self._average.update(self.step)
+        self._last_loss = loss
         self._guard.add(self.step, loss)
         self._console.step(self.step)
         last = self.step == self.total_steps
@@ -138,9 +157,9 @@ class Session:
             NonFiniteLossError: the weights are not worth saving.
             CheckpointError: they could not be written.
         """
-        self._guard.check()
         if self.step in self._checkpoints.steps():
             return
+        self._check_finite()
         tensors: dict[str, Mapping[str, Tensor]] = {
             "model": self._model.state_dict(),
             "optimizer": optimizer_tensors(self.train_step.optimizer, self._model),
@@ -151,7 +170,12 @@ class Session:
         self._checkpoints.prune(self.recipe.checkpoint.keep_last, self.recipe.checkpoint.keep_best)
 
     def evaluate(self, split: str) -> Evaluation:
-        """Evaluate the present weights, log the result, and leave everything as it was."""
+        """Evaluate the present weights, log the result, and leave everything as it was.
+
+        Raises:
+            NonFiniteLossError: the weights are not worth evaluating.
+        """
+        self._check_finite()
         elapsed = self._measured_seconds()
         result = evaluate_network(
             self._model,
@@ -227,11 +251,18 @@ class Session:
         self._model.eval()
         with (
             torch.inference_mode(),
-            end_points(self._model, [name for name in wanted if name != "probabilities"]) as found,
+            end_points(self._model, [name for name in wanted if name != _PROBABILITIES]) as found,
         ):
-            found["probabilities"] = self._model(batch.images.to(self._device)).softmax(dim=1)
+            found[_PROBABILITIES] = self._model(batch.images.to(self._device)).softmax(dim=1)
         self._model.train()
         return {name: _summary(found[name]) for name in wanted}
+
+    def _check_finite(self) -> None:
+        """Raise NonFiniteLossError if a loss so far, or a weight now, is infinite or NaN."""
+        self._guard.check()
+        if not torch.stack([value.isfinite().all() for value in self._model.parameters()]).all():
+            loss = self._last_loss.item() if self._last_loss is not None else float("nan")
+            raise NonFiniteLossError(self.step, loss, self._keys(self.step), "weights")
 
     def _keys(self, step: int) -> list[str]:
         return keys(self._data.train, self._sampler.sample(step - 1).indices)
@@ -271,8 +302,17 @@ class Session:
             self._average.load(stored.tensors["ema"])
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self._best, self._validation = state["best"], state["validation"]
-        self._console.message(f"continuing from step {self.step} ({stored.folder})")
+        if self.step < self.total_steps:
+            self._console.message(f"continuing from step {self.step} ({stored.folder})")
         return dict(state["logs"])
+
+
+def _check_names(recipe: Recipe, model: nn.Module, classes: int) -> None:
+    """Raise UnknownNameError for a metric or an activation there is not: now, not hours into training."""
+    for name in recipe.evaluation.metrics:
+        find_metric(name, classes)
+    with end_points(model, [name for name in recipe.logging.activations if name != _PROBABILITIES]):
+        pass
 
 
 def _summary(values: Tensor) -> dict[str, float]:

@@ -1,0 +1,114 @@
+"""What all tests share: nothing real is touched, one small run is trained once, real data where there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveal.data import catalog
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOWHERE = "http://127.0.0.1:9/"  # the port "discard": nothing listens there
+
+# Trained once for all tests: checkpoints at 20, 30 and 40 of 40 steps, the last of them the best.
+TINY = """
+name = "tiny"
+batch_size = 100
+steps = 40
+device = "cpu"
+precision = "float32"
+threads = 1
+loader_threads = 1
+augmentation = [{name = "translate", pixels = 1}]
+
+[data]
+name = "digits"
+
+[model]
+name = "small_cnn"
+options = {widths = [16, 32], kernel = 3, stride = 1, padding = true}
+
+[optimizer]
+name = "adamw"
+learning_rate = 0.01
+
+[schedule]
+name = "constant"
+
+[ema]
+decay = 0.9
+
+[evaluation]
+every = "10 epochs"
+
+[logging]
+every = "10 steps"
+
+[checkpoint]
+every = "10 steps"
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _nothing_here(tmp_path_factory):
+    """Folders that do not exist, another at each call of ``next``."""
+    base = tmp_path_factory.mktemp("nothing")
+    return (base / str(number) for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def _isolated(_nothing_here):
+    """No test, and no process that it starts, reads or fills the user's folders, or downloads anything."""
+    folder = next(_nothing_here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOVEAL_DATA", str(folder / "data"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.setenv(name, NOWHERE)
+            patch.setenv(name.lower(), NOWHERE)
+        for name in ("NO_PROXY", "no_proxy"):  # servers that tests start
+            patch.setenv(name, "127.0.0.1,localhost")
+        files = tuple(dataclasses.replace(f, urls=(NOWHERE + f.name,)) for f in catalog._MNIST_FILES)
+        patch.setattr(catalog, "_MNIST_FILES", files)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The file of a recipe that is trained in a second, on the digits that come with foveal."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny, tmp_path_factory):
+    """A finished run of that recipe; copy it before you change it."""
+    from foveal.recipe import from_toml
+    from foveal.training.loop import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(from_toml(tiny), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data: $FOVEAL_SHARED/data, or shared/data beside the repository."""
+    places = [REPOSITORY.parent / "shared" / "data"]
+    if named := os.environ.get("FOVEAL_SHARED"):
+        places = [Path(named) / "data", Path(named), *places]
+    for place in places:
+        if (place / "mnist").is_dir():
+            return place
+    pytest.skip(f"needs real data: there are none in {' or '.join(map(str, places))}")
