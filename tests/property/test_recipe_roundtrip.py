@@ -46,10 +46,9 @@ seeds = st.integers(0, 2**63 - 1)
 shares = st.floats(0, 1)
 decays = st.floats(0, 1, exclude_max=True)
 positive = st.floats(1e-30, 1e30)
-# Amounts of at most six digits, which is what a frequency is written with.
 frequencies = st.one_of(
-    st.builds(Frequency, st.integers(1, 999_999).map(float), st.just("steps")),
-    st.builds(Frequency, st.integers(1, 799).map(lambda number: number / 8), st.just("epochs")),
+    st.builds(Frequency, st.integers(1, 10**12).map(float), st.just("steps")),
+    st.builds(Frequency, st.floats(1e-9, 1e9), st.just("epochs")),
     st.just(Frequency(0, "never")),
 )
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

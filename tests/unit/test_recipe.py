@@ -9,7 +9,6 @@ from foveal import recipes
 from foveal.errors import RecipeError, UnknownNameError
 from foveal.recipe import (
     AdamW,
-    Cosine,
     CustomTransform,
     Evaluation,
     Exponential,
@@ -18,7 +17,6 @@ from foveal.recipe import (
     Part,
     Recipe,
     RmsProp,
-    Sgd,
     describe,
     differences,
     from_toml,
@@ -153,12 +151,9 @@ class TestReading:
         ("evaluation.evry=1", "'evaluation.evry': did you mean 'every'?"),
         ("logging.activation=[]", "'logging.activation': did you mean 'activations'?"),
         ("checkpoint.keeplast=1", "'checkpoint.keeplast': did you mean 'keep_last'?"),
-        (
-            "augmentation=[{name='flip'}, {name='cutout', sise=3}]",
-            "'augmentation.1.sise': did you mean 'size'?",
-        ),
+        ("augmentation=[{name='cutout', sise=3}]", "'augmentation.0.sise': did you mean 'size'?"),
         ("augmentation=[{name='a.b:c', optons={}}]", "'augmentation.0.optons': did you mean 'options'?"),
-        ("seed.xyz=1", "'seed.xyz': known: init, data"),
+        ("seed.xyz=1", "'seed.xyz': known: data, init"),
     ],
 )
 def test_an_unknown_field_is_refused_with_the_nearest_one(setting, suggestion):
@@ -459,11 +454,6 @@ class TestFrozen:
             assert part.model_config["frozen"]
             assert part.model_config["extra"] == "forbid"
 
-    def test_equal_settings_are_equal(self):
-        assert recipe() == recipe()
-        assert Sgd(learning_rate=1) == Sgd(learning_rate=1.0)
-        assert Cosine() != Cosine(warmup=0.5)
-
 
 class TestFrequency:
     @pytest.mark.parametrize(
@@ -491,7 +481,7 @@ class TestFrequency:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "5", "steps", "5 hours", "1e3 steps", "-1 steps", "+1 step", "1 Steps", "one step", None, 5, []],
+        ["", "5", "steps", "5 hours", "1k steps", "-1 steps", "+1 step", "1 Steps", "one step", None, 5, []],
     )
     def test_of_another_form_is_refused(self, text):
         with pytest.raises(ValueError, match="write it as '1000 steps', '1 epoch', '10 min' or 'never'"):
@@ -506,3 +496,18 @@ class TestFrequency:
         written = tomllib.loads(to_toml(recipe("evaluation.every=3 epochs")))
         assert written["evaluation"]["every"] == "3 epochs"
         assert Evaluation(every="3 epochs").every == Frequency(3, "epochs")
+
+
+class TestOptions:
+    def test_keys_of_any_text_are_described_so_that_they_read_back(self, tmp_path):
+        chosen = recipe(model={"name": "small_cnn", "options": {"a b": 1, "a.b": [2, {"c d": 3}]}})
+        (tmp_path / "recipe.toml").write_text(describe(chosen), encoding="utf-8")
+        assert from_toml(tmp_path / "recipe.toml") == chosen
+
+    @pytest.mark.parametrize("value", ["inf", "nan", "[1, inf]", "{b = nan}", "1979-05-27"])
+    def test_values_that_would_not_read_back_are_refused(self, value):
+        assert "model.options" in refusal(f"model.options={{a={value}}}")
+
+    @pytest.mark.parametrize("key", ["my-key", "int", "bool", "data.my-key"])
+    def test_unknown_keys_of_any_spelling_are_named(self, key):
+        assert f"there is no field {key!r}" in refusal(f"{key}=3")

@@ -88,10 +88,12 @@ def _custom(name: str, function: Distortion) -> Distortion:
 
     def distort(images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
         result = function(images, draws)
-        if result.dtype != np.uint8 or len(result) != len(images) or result.ndim != 4:
+        if not isinstance(result, np.ndarray):
+            raise RecipeError(f"augmentation {name}: returned {type(result).__name__}, not an array")
+        if result.dtype != np.uint8 or result.shape != images.shape:
             raise RecipeError(
                 f"augmentation {name}: returned {result.dtype} {list(result.shape)} "
-                f"for uint8 {list(images.shape)}"
+                f"for uint8 {list(images.shape)}; give back images of the same shape"
             )
         return result
 
@@ -141,5 +143,8 @@ class Normalizer:
         """Float32 ``[B, H, W, C]`` from uint8 ``[B, H, W, C]``."""
         from foveal.data import kernels
 
+        channels = len(self._table)
+        if images.dtype != np.uint8 or images.shape[-1] != channels:  # the kernel trusts its arguments
+            raise ValueError(f"uint8 with {channels} channels expected, not {images.dtype} {images.shape}")
         result: NDArray[np.float32] = kernels.normalize(images, self._table)
         return result

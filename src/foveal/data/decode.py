@@ -74,8 +74,10 @@ def _open(path: Path) -> Image.Image:
 def _without_alpha(image: Image.Image) -> Image.Image:
     """An 8-bit image without transparency."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.float64)
+        clear = values == image.info.get("transparency", -1)
+        pixels = np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)  # 65535 / 255
+        return Image.fromarray(np.where(clear, np.uint8(255), pixels))
     if image.mode == "F":
         return Image.fromarray(np.clip(np.rint(np.asarray(image) * 255), 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

@@ -55,6 +55,9 @@ class Loader(Generic[T]):
                 finally:
                     self.waited += time.perf_counter() - start
             result = future.result()
+        except StopIteration as error:  # it would end the loop of whoever iterates
+            self.close()
+            raise RuntimeError("preparing a batch raised StopIteration") from error
         except BaseException:
             self.close()
             raise

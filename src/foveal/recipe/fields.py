@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ _UNITS: dict[str, Unit] = {
 }
 
 
+def _check_plain(value: Any) -> Any:
+    """Refuse what would not come back from a recipe file as it went in."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    if isinstance(value, list | tuple):
+        return [_check_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _check_plain(item) for key, item in value.items()}
+    if not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise ValueError(f"a {kind} cannot be written to a recipe file: use a text or a number")  # noqa: TRY004 - pydantic's
+    return value
+
+
 # Strict: true is not 1, and "5" is not 5.
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -33,6 +48,11 @@ Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+
+
+PlainValue = Annotated[Any, AfterValidator(_check_plain)]
+Options = dict[str, PlainValue]
+"""Arguments for user code: text, finite numbers, booleans, and lists and tables of them."""
 
 
 class Part(BaseModel):
@@ -79,7 +99,8 @@ class Frequency:
             return text
         if text == "never":
             return cls(0, "never")
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text) if isinstance(text, str) else None
+        form = r"\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-z]+)\s*"
+        match = re.fullmatch(form, text) if isinstance(text, str) else None
         unit = _UNITS.get(match[2]) if match else None
         if match is None or unit is None:
             raise ValueError("write it as '1000 steps', '1 epoch', '10 min' or 'never'")
@@ -92,7 +113,8 @@ class Frequency:
         if self.unit == "never":
             return "never"
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
-        return f"{self.amount:g} {unit}"
+        amount = int(self.amount) if self.amount == int(self.amount) else self.amount
+        return f"{amount} {unit}"  # the shortest text that reads back as the same number
 
     @classmethod
     def __get_pydantic_core_schema__(

@@ -31,6 +31,10 @@ _WORDS = {
 }
 
 
+# Fields that can be of several types, whose errors name the type after the field.
+_UNIONS = ("compile", "threads", "loader_threads")
+
+
 def explain(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
     """One line for the first mistake: the field's name, what it is, what it should be."""
     # A misspelt key is also a missing one: the spelling is what to say.
@@ -61,8 +65,9 @@ def _keys(location: tuple[int | str, ...]) -> list[int | str]:
         return [*location[:1], *location[2:]]
     if location[:1] == ("augmentation",):
         return [*location[:2], *location[3:]]
-    kinds_of_value = re.compile(r"bool|int|.*\W.*")
-    return [part for part in location if isinstance(part, int) or not kinds_of_value.fullmatch(part)]
+    if len(location) > 1 and location[0] in _UNIONS:
+        return [location[0]]
+    return list(location)
 
 
 def _known_keys(path: list[int | str], values: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from foveal.recipe.fields import (
     Frequency,
     NonNegativeFloat,
     NonNegativeInt,
+    Options,
     Part,
     PositiveFloat,
     PositiveInt,
@@ -31,7 +32,7 @@ class DataPart(Part):
     """A known data set, or your own: 'package.module:factory', a function that returns a foveal.DataSet."""
     path: Annotated[Path | None, OPERATIONAL] = None
     """The folder of its files. Without it: $FOVEAL_DATA/NAME, the cache folder, a download."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Arguments of your own factory."""
     validation: NonNegativeInt | None = None
     """Hold out the first so many training examples, to choose the best checkpoint on."""
@@ -46,7 +47,7 @@ class ModelPart(Part):
 
     name: str = "small_cnn"
     """A known network, or your own: 'package.module:factory', called with num_classes and image_shape."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Arguments of the network."""
 
 
@@ -101,7 +102,7 @@ class CustomTransform(Part):
 
     name: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     """'package.module:factory'; it returns a function of (images uint8 [B, H, W, C], foveal.Draws)."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Arguments of the factory."""
 
 

@@ -172,5 +172,11 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_inline, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_inline(item)}' for key, item in value.items())}}}"
+        pairs = (f"{_quoted(key)} = {_inline(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+
+
+def _quoted(key: str) -> str:
+    """A key, in quotes if TOML asks for them."""
+    return tomli_w.dumps({key: 0}).rpartition(" = ")[0]

@@ -287,3 +287,15 @@ def test_waiting_for_an_exception_counts_as_waiting():
         next(loader)
     releasing.join(PATIENCE)
     assert loader.waited > 0.0
+
+
+def test_a_task_that_ends_an_iteration_is_an_error_and_not_the_end():
+    def prepare(step):
+        if step == 1:
+            raise StopIteration
+        return step
+
+    loader = Loader(prepare, range(4))
+    assert next(loader) == 0
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(loader)
