@@ -14,10 +14,9 @@ from torch.nn import functional
 from foveal.data.augment import Normalizer
 from foveal.data.catalog import open_data
 from foveal.data.loader import Loader
-from foveal.device import autocast, configured, find_device, resolve_machine
+from foveal.device import autocast, configured
 from foveal.errors import CheckpointError, DataError, UnknownNameError
-from foveal.models.registry import build_model
-from foveal.run_folder import RunFolder
+from foveal.inference import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.data.download import ProgressReporter
     from foveal.data.source import Source
+    from foveal.inference import Weights
     from foveal.recipe import Recipe
 
 # Metrics of torchmetrics that give more than one number, or need an argument that a name cannot carry.
@@ -42,7 +41,6 @@ _SEVERAL = {
 }
 
 Split = Literal["test", "validation", "train"]
-Weights = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True)
@@ -150,57 +148,26 @@ def evaluate(
     Raises:
         FovealError: the run, its checkpoint or the data cannot be used.
     """
-    folder = RunFolder(Path(run), report)
-    changes = {"device": device} if device else {}
-    recipe = resolve_machine(folder.recipe().model_copy(update=changes))
-    stored = folder.load_checkpoint(checkpoint, ("model", "ema") if recipe.ema else ("model",))
+    trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, report=report)
+    recipe, state = trained.recipe, trained.state
     part = recipe.data.model_copy(update={"path": Path(data)}) if data else recipe.data
     source = open_data(part, progress=progress).part(split)
-    if list(source.classes) != stored.state["classes"]:
-        raise DataError(f"{data or part.name}: other classes than {folder.path} was trained on")
-    if list(source.image_shape) != stored.state["image_shape"]:
-        wanted = " x ".join(map(str, stored.state["image_shape"]))
+    if list(source.classes) != state["classes"]:
+        raise DataError(f"{data or part.name}: other classes than {run} was trained on")
+    if list(source.image_shape) != state["image_shape"]:
+        wanted = " x ".join(map(str, state["image_shape"]))
         found = " x ".join(map(str, source.image_shape))
-        raise DataError(f"{data or part.name}: images of {found}; {folder.path} was trained on {wanted}")
-    chosen = weights or ("ema" if recipe.ema else "raw")
+        raise DataError(f"{data or part.name}: images of {found}; {run} was trained on {wanted}")
     with configured(recipe):
-        model = load_network(recipe, stored, chosen).to(find_device(recipe.device))
         return evaluate_network(
-            model,
+            trained.network,
             source,
             recipe,
             metrics=(*recipe.evaluation.metrics, *metrics),
-            step=stored.state["step"],
-            weights=chosen,
+            step=state["step"],
+            weights=trained.weights,
             split=split,
         )
-
-
-def load_network(recipe: Recipe, stored: StoredCheckpoint, weights: Weights) -> nn.Module:
-    """The network of a checkpoint, ready for inference, on the CPU.
-
-    Raises:
-        CheckpointError: the averages are asked for but were not kept, the weights are not finite, or they
-            do not fit the network.
-    """
-    state = stored.state
-    height, width, channels = state["image_shape"]
-    model = build_model(recipe.model, len(state["classes"]), (height, width, channels), seed=0)
-    tensors = dict(stored.tensors["model"])
-    if weights == "ema":
-        if "ema" not in stored.tensors:
-            raise CheckpointError(f"{stored.folder}: holds no averaged weights; use --weights raw")
-        tensors |= stored.tensors["ema"]
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise CheckpointError(f"{stored.folder}: its weights are not finite; use another --checkpoint")
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{stored.folder} does not fit the network {recipe.model.name}: {reason}"
-        ) from None
-    return model.eval()
 
 
 def evaluate_network(

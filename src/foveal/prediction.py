@@ -12,17 +12,16 @@ import torch
 from foveal.data.augment import Normalizer
 from foveal.data.decode import read_image
 from foveal.data.loader import Loader
-from foveal.device import autocast, configured, find_device, resolve_machine
+from foveal.device import autocast, configured
 from foveal.errors import CheckpointError, ImageError
-from foveal.evaluation import load_network
-from foveal.run_folder import RunFolder
+from foveal.inference import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from foveal.evaluation import Weights
+    from foveal.inference import TrainedRun, Weights
 
 _BATCH = 32
 
@@ -86,15 +85,9 @@ def predict(
     Raises:
         FovealError: the run or its checkpoint cannot be used.
     """
-    folder = RunFolder(Path(run), report)
-    changes = {"device": device} if device else {}
-    recipe = resolve_machine(folder.recipe().model_copy(update=changes))
-    stored = folder.load_checkpoint(checkpoint, ("model", "ema") if recipe.ema else ("model",))
-    chosen = find_device(recipe.device)
-    network = load_network(recipe, stored, weights or ("ema" if recipe.ema else "raw")).to(chosen)
-    height, width, channels = stored.state["image_shape"]
-    classes = stored.state["classes"]
-    normalize = Normalizer(recipe.normalization, channels)
+    trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, report=report)
+    height, width, channels = trained.state["image_shape"]
+    normalize = Normalizer(trained.recipe.normalization, channels)
     files = [str(image) for image in images]
 
     def prepare(first: int) -> list[NDArray[np.float32] | str]:
@@ -108,11 +101,11 @@ def predict(
         image: NDArray[np.float32] = normalize((255 - pixels if invert else pixels)[None])[0]
         return image
 
-    with configured(recipe), Loader(prepare, range(0, len(files), _BATCH), threads=2) as batches:
+    with configured(trained.recipe), Loader(prepare, range(0, len(files), _BATCH), threads=2) as batches:
         for number, batch in enumerate(batches):
             names = files[number * _BATCH :]
             good = [image for image in batch if not isinstance(image, str)]
-            guesses = iter(_classify(network, good, recipe.precision, chosen, classes, top) if good else ())
+            guesses = iter(_classify(trained, good, top) if good else ())
             for file, image in zip(names, batch, strict=False):
                 if isinstance(image, str):
                     yield Prediction(file, error=image)
@@ -120,17 +113,11 @@ def predict(
                     yield Prediction(file, top=next(guesses))
 
 
-def _classify(
-    network: torch.nn.Module,
-    images: list[NDArray[np.float32]],
-    precision: str,
-    device: torch.device,
-    classes: list[str],
-    top: int,
-) -> list[tuple[Guess, ...]]:
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
-    with torch.inference_mode(), autocast(device, precision):
-        logits = network(batch)
+def _classify(trained: TrainedRun, images: list[NDArray[np.float32]], top: int) -> list[tuple[Guess, ...]]:
+    classes = trained.state["classes"]
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(trained.device)
+    with torch.inference_mode(), autocast(trained.device, trained.recipe.precision):
+        logits = trained.network(batch)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
     if not best.values.isfinite().all():
         raise CheckpointError(

@@ -496,18 +496,3 @@ class TestFrequency:
         written = tomllib.loads(to_toml(recipe("evaluation.every=3 epochs")))
         assert written["evaluation"]["every"] == "3 epochs"
         assert Evaluation(every="3 epochs").every == Frequency(3, "epochs")
-
-
-class TestOptions:
-    def test_keys_of_any_text_are_described_so_that_they_read_back(self, tmp_path):
-        chosen = recipe(model={"name": "small_cnn", "options": {"a b": 1, "a.b": [2, {"c d": 3}]}})
-        (tmp_path / "recipe.toml").write_text(describe(chosen), encoding="utf-8")
-        assert from_toml(tmp_path / "recipe.toml") == chosen
-
-    @pytest.mark.parametrize("value", ["inf", "nan", "[1, inf]", "{b = nan}", "1979-05-27"])
-    def test_values_that_would_not_read_back_are_refused(self, value):
-        assert "model.options" in refusal(f"model.options={{a={value}}}")
-
-    @pytest.mark.parametrize("key", ["my-key", "int", "bool", "data.my-key"])
-    def test_unknown_keys_of_any_spelling_are_named(self, key):
-        assert f"there is no field {key!r}" in refusal(f"{key}=3")

@@ -1,0 +1,31 @@
+"""The options of user code: what may stand in a recipe, and how it is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveal.errors import RecipeError
+from foveal.recipe import Recipe, describe, from_toml, override
+
+SMALL = Recipe.model_validate(
+    {"name": "x", "batch_size": 10, "steps": 100, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+)
+
+
+def test_keys_of_any_text_are_described_so_that_they_read_back(tmp_path):
+    part = SMALL.model.model_copy(update={"options": {"a b": 1, "a.b": [2, {"c d": 3}]}})
+    chosen = SMALL.model_copy(update={"model": part})
+    (tmp_path / "recipe.toml").write_text(describe(chosen), encoding="utf-8")
+    assert from_toml(tmp_path / "recipe.toml") == chosen
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "[1, inf]", "{b = nan}", "1979-05-27"])
+def test_values_that_would_not_read_back_are_refused(value):
+    with pytest.raises(RecipeError, match=r"model\.options"):
+        override(SMALL, [f"model.options={{a={value}}}"])
+
+
+@pytest.mark.parametrize("key", ["my-key", "int", "bool", "data.my-key"])
+def test_unknown_keys_of_any_spelling_are_named(key):
+    with pytest.raises(RecipeError, match=f"there is no field '{key}'"):
+        override(SMALL, [f"{key}=3"])
