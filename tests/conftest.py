@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ every = "10 steps"
 [checkpoint]
 every = "10 steps"
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """Processes that tests start can be interrupted, even where these tests run in a shell's background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from tests.privileges import as_ordinary_user
 
 from foveal.files import exclusive_lock
 
@@ -157,14 +157,10 @@ def read_only_run(trained_run, tiny, monkeypatch):
         monkeypatch.chdir(folder)
         for path in (folder, folder / "run"):
             path.chmod(0o555)
-        root = os.geteuid() == 0
-        if root:  # who may write everywhere: act as another for a while
-            os.setresuid(65534, 65534, 0)
         try:
-            yield folder / "run"
+            with as_ordinary_user():
+                yield folder / "run"
         finally:
-            if root:
-                os.setresuid(0, 0, 0)
             for path in (folder, folder / "run"):
                 path.chmod(0o755)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -63,15 +65,24 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = _interrupted()
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        _drop_output()  # whoever read it has gone; there is nobody to tell
         code = 1
     except OSError as error:
+        _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         code = _fail(error, f"{where}{error.strerror or error}", 1, debug=debug)
     except Exception as error:  # noqa: BLE001 - a mistake of ours: still one line, and where to look
         text = f"{type(error).__name__}: {error} (a mistake in foveal; --debug shows where)"
         code = _fail(error, text, 1, debug=debug)
     sys.exit(code or 0)
+
+
+def _drop_output() -> None:
+    """Send what is left of standard output nowhere: Python would try once more at its end, and fail."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _fail(error: Exception, text: str, code: int, *, debug: bool) -> int:
