@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import platformdirs
 
+from foveal.data.cifar import CIFAR10_ARCHIVE, CIFAR100_ARCHIVE, open_cifar10, open_cifar100
 from foveal.data.download import RemoteFile, fetch_all
 from foveal.data.idx import read_idx_pair
-from foveal.data.source import ArraySource, DataSet, Source
+from foveal.data.source import ArraySource, DataSet, Sliceable
 from foveal.errors import DataError, RecipeError, UnknownNameError
 from foveal.registry import call_factory, load_factory
 
@@ -77,10 +78,8 @@ def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> Da
     elif part.name not in _KNOWN:
         hint = "(your own: data.name = 'package.module:factory')"
         raise UnknownNameError("data set", part.name, _KNOWN, hint)
-    elif part.options:
-        raise RecipeError(f"data.options: {part.name} takes none, but has {', '.join(part.options)}")
     else:
-        data = _KNOWN[part.name](part.path, progress)
+        data = call_factory(_KNOWN[part.name], part.name, "data.options", part.options, part.path, progress)
     return data if part.validation is None else _hold_out(data, part.validation)
 
 
@@ -111,7 +110,17 @@ def _mnist(folder: Path | None, progress: ProgressReporter | None) -> DataSet:
     return DataSet(train, test=test)
 
 
-_KNOWN = {"digits": _digits, "mnist": _mnist}
+def _cifar10(path: Path | None, progress: ProgressReporter | None) -> DataSet:
+    return open_cifar10(path or locate("cifar10", None, (CIFAR10_ARCHIVE,), progress), progress)
+
+
+def _cifar100(
+    path: Path | None, progress: ProgressReporter | None, labels: Literal["fine", "coarse"] = "fine"
+) -> DataSet:
+    return open_cifar100(path or locate("cifar100", None, (CIFAR100_ARCHIVE,), progress), labels, progress)
+
+
+_KNOWN = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "cifar100": _cifar100}
 
 
 def locate(
@@ -149,12 +158,9 @@ def _hold_out(data: DataSet, count: int) -> DataSet:
         return data
     if data.validation is not None:
         raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
-    if not hasattr(data.train, "slice"):
+    if not isinstance(data.train, Sliceable):
         raise RecipeError("data.validation: this source cannot be cut; make the validation part yourself")
-    if count >= len(data.train):
-        raise RecipeError(
-            f"data.validation = {count} leaves nothing of {len(data.train)} examples to train on"
-        )
-    train = cast("ArraySource", data.train)
-    held_out: Source = train.slice(0, count)
-    return DataSet(train.slice(count, len(train)), held_out, data.test)
+    size = len(data.train)
+    if count >= size:
+        raise RecipeError(f"data.validation = {count} leaves nothing of {size} examples to train on")
+    return DataSet(data.train.slice(count, size), data.train.slice(0, count), data.test)

@@ -59,6 +59,14 @@ class Source(Protocol):
         """A digest of the examples and the classes: equal for equal data, wherever they are stored."""
 
 
+@runtime_checkable
+class Sliceable(Source, Protocol):
+    """A source of which a part can be held out."""
+
+    def slice(self, start: int, stop: int) -> Source:
+        """Examples ``start`` to ``stop`` as a source of their own."""
+
+
 @dataclass(frozen=True)
 class ArraySource:
     """A source held in memory.

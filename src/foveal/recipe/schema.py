@@ -33,7 +33,7 @@ class DataPart(Part):
     path: Annotated[Path | None, OPERATIONAL] = None
     """The folder of its files. Without it: $FOVEAL_DATA/NAME, the cache folder, a download."""
     options: Options = {}
-    """Arguments of your own factory."""
+    """Arguments of your own factory; of cifar100: labels = 'fine' or 'coarse'."""
     validation: NonNegativeInt | None = None
     """Hold out the first so many training examples, to choose the best checkpoint on."""
     batching: Literal["continuous", "drop_last", "keep_last"] = "continuous"

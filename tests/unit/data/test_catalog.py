@@ -100,9 +100,16 @@ class TestDigits:
 
     @pytest.mark.parametrize("changes", [{"path": "folder"}, {"options": {"a": 1}}])
     def test_takes_neither_a_folder_nor_options(self, changes):
-        with pytest.raises(RecipeError, match=r"^data\.(path|options)"):
+        with pytest.raises((RecipeError, UnknownNameError), match=r"data\.(path|options)"):
             open_data(DataPart(name="digits", **changes))
 
+
+def test_cifar100_takes_its_coarse_labels_as_an_option(tmp_path):
+    with pytest.raises(RecipeError, match="fine and coarse"):
+        open_data(DataPart(name="cifar100", path=tmp_path, options={"labels": "middling"}))
+
+
+class TestDigitsKeys:
     def test_names_the_part_and_record_of_an_example(self):
         assert open_data(DataPart(name="digits")).part("test").key(3) == "digits test record 3"
 
@@ -220,7 +227,11 @@ class TestValidation:
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("mnst", "did you mean 'mnist'?"), ("digit", "did you mean 'digits'?"), ("xyz", "known: digits, mnist")],
+    [
+        ("mnst", "did you mean 'mnist'?"),
+        ("digit", "did you mean 'digits'?"),
+        ("xyz", "known: cifar10, cifar100, digits, mnist"),
+    ],
 )
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(name, advice):
     with pytest.raises(UnknownNameError) as caught:
