@@ -72,8 +72,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step instead of returning it to the system.
 
     A training step frees and asks for the same tens of megabytes again and again; returning them means a
-    page fault for every 4 KiB, which is a quarter to a third of the time of a step on a processor. It lasts
-    for the life of the process. Only glibc has the call; elsewhere nothing is done.
+    page fault for every 4 KiB, which is up to a third of the time of a step on a processor. It lasts for the
+    life of the process. Only glibc has the call; elsewhere nothing is done.
     """
     if not sys.platform.startswith("linux"):
         return

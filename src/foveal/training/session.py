@@ -60,6 +60,7 @@ class Session:
         """
         source = data.train
         self._data = data
+        self._fingerprint = source.fingerprint()  # reads all of the data: once, and not at every save
         self._console = console
         self._sampler = Sampler(
             len(source), recipe.batch_size, recipe.seed.data, recipe.data.batching, recipe.data.shuffle
@@ -278,7 +279,7 @@ class Session:
             "logs": self._log.lengths(),
             "classes": list(source.classes),
             "image_shape": list(source.image_shape),
-            "data": source.fingerprint(),
+            "data": self._fingerprint,
         }
 
     def _restore(self) -> dict[str, int]:
@@ -288,7 +289,7 @@ class Session:
         if stored is None:
             return {}
         state = stored.state
-        if state["data"] != self._data.train.fingerprint():
+        if state["data"] != self._fingerprint:
             raise RunError(
                 f"{self._folder.path}: the training data are not those the run was begun with; "
                 "give them with --data, or start anew with --fresh"

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,22 +30,11 @@ from foveal.tensorflow.example import (
 )
 from foveal.tensorflow.records import RecordWriter, read_records
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 # The SequenceExample in sequence.tfrecord, as TensorFlow 2.15.1 wrote it
 SEQUENCE = bytes.fromhex(
     "0a110a0f0a066c656e67746812051a030a010312240a220a06746f6b656e7312180a061a040a0200000a061a040a0201010a061a"
     "040a020204"
 )
-
-
-@pytest.fixture(scope="session")
-def fixtures():
-    named = os.environ.get("FOVEAL_SHARED")
-    shared = Path(named) if named else REPOSITORY.parent / "shared"
-    folder = shared / "fixtures" / "tensorflow"
-    if not folder.is_dir():
-        pytest.skip(f"needs the files that TensorFlow wrote: there are none in {folder}")
-    return folder
 
 
 def delimited(field, content):

@@ -31,7 +31,6 @@ from foveal.tensorflow.records import (
     read_records,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 THREE = [b"hello", b"", b"0123456789" * 2]  # stand at the bytes 0, 21 and 37 of 73
 PACK = {None: bytes, "gzip": gzip.compress, "zlib": zlib.compress}
 # sequence.tfrecord, as TensorFlow 2.15.1 wrote it
@@ -39,16 +38,6 @@ GOLDEN = bytes.fromhex(
     "3900000000000000 8b0737f1 0a110a0f0a066c656e67746812051a030a01031224 0a220a06746f6b656e7312180a061a04"
     "0a0200000a061a040a0201010a061a040a020204 283d554c"
 )
-
-
-@pytest.fixture(scope="session")
-def fixtures():
-    named = os.environ.get("FOVEAL_SHARED")
-    shared = Path(named) if named else REPOSITORY.parent / "shared"
-    folder = shared / "fixtures" / "tensorflow"
-    if not folder.is_dir():
-        pytest.skip(f"needs the files that TensorFlow wrote: there are none in {folder}")
-    return folder
 
 
 @pytest.fixture
