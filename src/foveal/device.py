@@ -6,11 +6,13 @@ import ctypes
 import os
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
 from foveal.errors import UsageError
+from foveal.processors import processors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,13 +45,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def resolve_machine(recipe: Recipe) -> Recipe:
-    """Fill in ``device``, ``threads`` and ``loader_threads`` where they are ``auto``."""
+    """Fill in ``device``, ``threads``, ``loader_threads`` and ``data.backend`` where they are ``auto``."""
     threads = processors()
     chosen: dict[str, object] = {}
     if recipe.device == "auto":
@@ -58,6 +55,10 @@ def resolve_machine(recipe: Recipe) -> Recipe:
         chosen["threads"] = threads
     if recipe.loader_threads == "auto":
         chosen["loader_threads"] = max(1, threads // 4)
+    if recipe.data.backend == "auto":
+        on_processor = chosen.get("device", recipe.device) == "cpu"
+        backend = "numba" if on_processor and find_spec("numba") else "torch"
+        chosen["data"] = recipe.data.model_copy(update={"backend": backend})
     return recipe.model_copy(update=chosen)
 
 

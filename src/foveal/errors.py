@@ -6,7 +6,9 @@
     │   └── UnknownNameError        no recipe, model, data set, ... of that name
     ├── DataError                   a data file is missing, malformed or inconsistent
     │   ├── DownloadError           it could not be fetched
-    │   └── ImageError              one image could not be decoded
+    │   ├── ReadError               the device failed while it was read; another try may succeed
+    │   └── CorruptRecordError      one record of it is damaged; the others can be used
+    │       └── ImageError          one image could not be decoded
     ├── CheckpointError             a checkpoint cannot be written, read or used
     │   └── DamagedCheckpointError  its bytes are not those that were written
     ├── RunError                    a run folder cannot be used as asked
@@ -65,7 +67,15 @@ class DownloadError(DataError):
     """A data file could not be fetched from any of its addresses."""
 
 
-class ImageError(DataError):
+class ReadError(DataError):
+    """The device failed while data were read: another try may succeed."""
+
+
+class CorruptRecordError(DataError):
+    """One record is damaged; the others can be used."""
+
+
+class ImageError(CorruptRecordError):
     """One image could not be decoded, or is larger than the limit."""
 
 

@@ -9,6 +9,7 @@ generators", OOPSLA 2014), applied to a key per (seed, purpose) and then to key 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -30,9 +33,29 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _key(seed: int, purpose: str) -> np.uint64:
-    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
+@functools.lru_cache(maxsize=1024)
+def _keys(seed: int, purposes: tuple[str, ...]) -> NDArray[np.uint64]:
+    digests = (hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest() for purpose in purposes)
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    """The same arithmetic, compiled; None where Numba cannot be imported."""
+    try:
+        from foveal import seeding_kernels
+    except ImportError:
+        return None
+    return seeding_kernels
+
+
+def _words(keys: NDArray[np.uint64], positions: ArrayLike) -> NDArray[np.uint64]:
+    """64 random bits for each key and position: uint64 ``[K, B]`` for positions ``[B]``."""
+    counters = np.asarray(positions).astype(np.uint64)
+    if compiled := _compiled():
+        return compiled.words(keys, counters)  # type: ignore[no-any-return]
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        return _mix(_mix(counters * _GOLDEN + keys[:, None]) + _GOLDEN)
 
 
 def bits(seed: int, purpose: str, positions: ArrayLike) -> NDArray[np.uint64]:
@@ -46,14 +69,30 @@ def bits(seed: int, purpose: str, positions: ArrayLike) -> NDArray[np.uint64]:
     Returns:
         uint64 array of the shape of ``positions``.
     """
-    counters = np.asarray(positions).astype(np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        return _mix(_mix(counters * _GOLDEN + _key(seed, purpose)) + _GOLDEN)
+    counters = np.asarray(positions)
+    return _words(_keys(seed, (purpose,)), counters.ravel()).reshape(counters.shape)
 
 
 def seed_for(seed: int, purpose: str, position: int) -> int:
     """A seed in [0, 2^63) for a generator that keeps its own state (dropout's, for one)."""
     return int(bits(seed, purpose, [position])[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """Several numbers to draw for each example, and the range of each.
+
+    Attributes:
+        purposes: ``K`` of them, one a number.
+        low: float64 ``[K]``.
+        high: float64 ``[K]``.
+        whole: bool ``[K]``: integers in [low, high], or else real numbers in [low, high).
+    """
+
+    purposes: tuple[str, ...]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    whole: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -63,21 +102,47 @@ class Draws:
     Attributes:
         seed: the recipe's data seed.
         positions: int64 ``[B]``, the examples' places in the stream of the whole run.
+        indices: int64 ``[B]``, which examples they are, for what is drawn once for each of them.
+        epochs: int64 ``[B]``, the pass over the data that each belongs to, from 0.
     """
 
     seed: int
     positions: NDArray[np.int64]
+    indices: NDArray[np.int64] | None = None
+    epochs: NDArray[np.int64] | None = None
+
+    def words(self, purposes: tuple[str, ...]) -> NDArray[np.uint64]:
+        """64 random bits of each of ``K`` purposes: uint64 ``[K, B]``."""
+        return _words(_keys(self.seed, purposes), self.positions)
+
+    def sample(self, ranges: Ranges) -> NDArray[np.float64]:
+        """Float64 ``[K, B]``: each row as :meth:`uniform` or :meth:`integers` gives it, all at once."""
+        keys = _keys(self.seed, ranges.purposes)
+        if compiled := _compiled():
+            counters = np.asarray(self.positions).astype(np.uint64)
+            return compiled.sample(keys, counters, ranges.low, ranges.high, ranges.whole)  # type: ignore[no-any-return]
+        words = _words(keys, self.positions)
+        low, high, whole = ranges.low[:, None], ranges.high[:, None], ranges.whole[:, None]
+        return np.where(whole, low + _below(words, high - low + 1), low + (high - low) * _unit(words))
 
     def uniform(self, purpose: str, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
         """Float64 ``[B]``, uniform in [low, high)."""
-        unit = (bits(self.seed, purpose, self.positions) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return low + (high - low) * unit
+        return low + (high - low) * _unit(bits(self.seed, purpose, self.positions))
 
     def integers(self, purpose: str, low: int, high: int) -> NDArray[np.int64]:
         """Int64 ``[B]``, uniform in [low, high]; both ends included."""
-        # The product of a 32-bit draw and the range is exact in 64 bits; the bias is below range / 2^32.
-        top = bits(self.seed, purpose, self.positions) >> np.uint64(32)
-        return low + ((top * np.uint64(high - low + 1)) >> np.uint64(32)).astype(np.int64)
+        return low + _below(bits(self.seed, purpose, self.positions), high - low + 1).astype(np.int64)
+
+
+def _unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """In [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _below(words: NDArray[np.uint64], count: ArrayLike) -> NDArray[np.uint64]:
+    """In {0, ..., count - 1}."""
+    # The product of a 32-bit draw and the count is exact in 64 bits; the bias is below count / 2^32.
+    return ((words >> np.uint64(32)) * np.asarray(count).astype(np.uint64)) >> np.uint64(32)
 
 
 def permute(ranks: ArrayLike, size: int, seed: int, purpose: str) -> NDArray[np.int64]:
@@ -99,6 +164,9 @@ def permute(ranks: ArrayLike, size: int, seed: int, purpose: str) -> NDArray[np.
     wide = np.uint64(2 * math.ceil(math.sqrt(size) / 2))  # even: odd shifts give even permutations alone
     tall = np.uint64(-(-size // int(wide)))
     values = np.asarray(ranks).astype(np.uint64)
+    if compiled := _compiled():
+        flat = compiled.permute(values.ravel(), np.uint64(size), wide, tall, keys)
+        return flat.reshape(values.shape)  # type: ignore[no-any-return]
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
         values[outside] = _feistel(values[outside], wide, tall, keys)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from foveal.seeding import Draws, bits, permute, seed_for
+from foveal import seeding
+from foveal.seeding import Draws, Ranges, bits, permute, seed_for
 
 # The 99.9% points of the chi-square distribution with n! - 1 degrees of freedom.
 CRITICAL = {3: 20.52, 4: 49.73, 5: 173.62}
@@ -153,3 +156,53 @@ class TestFrozenValues:
             374753659,
             831455779,
         ]
+
+
+RANGES = Ranges(
+    ("a", "b", "c", "d"),
+    np.array([-3.0, 0.0, -1.5, 2.0]),
+    np.array([3.0, 1e6, 2.0, 2.0]),
+    np.array([True, True, False, False]),
+)
+
+
+def test_draws_made_together_are_those_made_one_by_one():
+    draws = Draws(11, np.arange(10**9, 10**9 + 300))
+    values = draws.sample(RANGES)
+    assert values.dtype == np.float64
+    assert values[0].tolist() == draws.integers("a", -3, 3).tolist()
+    assert values[1].tolist() == draws.integers("b", 0, 10**6).tolist()
+    assert values[2].tolist() == draws.uniform("c", -1.5, 2.0).tolist()
+    assert values[3].tolist() == [2.0] * 300
+    assert draws.words(("a", "d")).tolist() == [
+        bits(11, purpose, draws.positions).tolist() for purpose in ("a", "d")
+    ]
+
+
+def test_without_numba_the_numbers_are_the_same(monkeypatch):
+    def everything():
+        draws = Draws(3, np.array([0, 1, 77, 10**12, 2**62]))
+        return [
+            bits(5, "x", [[0, 1], [2**63, 7]]),
+            draws.words(("a", "b")),
+            draws.words(()),
+            draws.sample(RANGES),
+            draws.integers("i", -9, 9),
+            draws.uniform("u", 0.2, 1.8),
+            Draws(0, np.arange(0)).sample(RANGES),
+            *(permute(np.arange(size), size, size, "p") for size in (1, 2, 3, 10, 257)),
+            permute([[0, 10**9 - 1]], 10**9, 0, "p"),
+        ]
+
+    assert seeding._compiled() is not None
+    compiled = everything()
+    monkeypatch.setattr(seeding, "_compiled", lambda: None)
+    for one, other in zip(compiled, everything(), strict=True):
+        assert one.dtype == other.dtype
+        assert one.tolist() == other.tolist()
+
+
+def test_importing_it_does_not_import_numba():
+    program = "import sys, foveal.seeding; print('numba' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
