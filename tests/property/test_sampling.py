@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveal.data.sampler import Sampler
+from foveal.data.loader import Loader
+from foveal.data.sampler import GROUP, EvaluationBatches, Sampler
 from foveal.errors import RecipeError
 from foveal.seeding import Draws, permute
 
@@ -19,11 +22,17 @@ def samplers(draw, batching=None):
     batching = batching or draw(st.sampled_from(["continuous", "drop_last", "keep_last"]))
     most = size if batching == "drop_last" else 150
     batch_size = draw(st.integers(1, most))
-    return Sampler(size, batch_size, draw(seeds), batching, draw(st.booleans()))
+    shuffle = draw(st.sampled_from(["none", "global", "blocks"]))
+    block, window = draw(st.integers(1, 40)), draw(st.integers(1, 6))
+    return Sampler(size, batch_size, draw(seeds), batching, shuffle, block, window)
 
 
 def run(sampler, steps):
     return [sampler.sample(step) for step in range(steps)]
+
+
+def listed(sample):
+    return sample.positions.tolist(), sample.indices.tolist(), sample.epochs.tolist()
 
 
 @modest
@@ -80,10 +89,23 @@ def test_no_example_comes_twice_in_an_epoch_and_none_is_missing(sampler, epochs)
 @given(samplers(), st.integers(0, 20))
 def test_seeking_to_a_step_gives_what_iterating_to_it_gives(sampler, step):
     iterated = run(sampler, step + 1)[step]
-    again = Sampler(sampler.size, sampler.batch_size, sampler.seed, sampler.batching, sampler.shuffle)
-    sought = again.sample(step)
-    assert sought.positions.tolist() == iterated.positions.tolist()
-    assert sought.indices.tolist() == iterated.indices.tolist()
+    assert listed(replace(sampler).sample(step)) == listed(iterated)
+
+
+@modest
+@given(samplers(), st.integers(0, 20), st.integers(1, 10), st.integers(1, 4))
+def test_batches_are_the_same_for_any_number_of_threads_and_place_of_restart(sampler, restart, more, threads):
+    with Loader(sampler.sample, range(restart, restart + more), threads=threads) as loader:
+        loaded = [listed(sample) for sample in loader]
+    assert loaded == [listed(sample) for sample in run(sampler, restart + more)[restart:]]
+
+
+@modest
+@given(samplers(), st.integers(0, 20))
+def test_an_example_belongs_to_the_pass_that_its_position_says(sampler, step):
+    sample = sampler.sample(step)
+    assert sample.epochs.dtype == sample.indices.dtype == sample.positions.dtype == np.int64
+    assert sample.epochs.tolist() == [position // sampler.size for position in sample.positions.tolist()]
 
 
 @modest
@@ -98,7 +120,7 @@ def test_continuous_batches_are_full_and_run_on_across_epochs(sampler, steps):
 @settings(max_examples=25, deadline=None)
 @given(samplers(batching="continuous"), st.integers(1, 150))
 def test_the_continuous_stream_does_not_depend_on_the_batch_size(sampler, other_size):
-    other = Sampler(sampler.size, other_size, sampler.seed, "continuous", sampler.shuffle)
+    other = replace(sampler, batch_size=other_size)
     streams = [
         np.concatenate([each.sample(step).indices for step in range(80 // each.batch_size + 1)])[:80]
         for each in (sampler, other)
@@ -130,78 +152,60 @@ def test_that_many_epochs_take_that_many_steps_and_no_more(sampler, epochs):
     assert sampler.epoch(steps - 1) < epochs
 
 
+@modest
+@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 9), seeds, st.integers(0, 2**40))
+def test_an_epoch_of_blocks_is_a_permutation_in_which_the_examples_of_a_block_are_within_a_window(
+    size, block, window, seed, epoch
+):
+    indices = Sampler(size, size, seed, "continuous", "blocks", block, window).sample(epoch).indices
+    assert sorted(indices.tolist()) == list(range(size))
+    places = np.argsort(indices)
+    for first in range(0, size, block):
+        assert np.ptp(places[first : first + block]) < window * block
+
+
+world = st.integers(1, 6)
+
+
+@modest
+@given(st.integers(1, 300), st.integers(1, 200), seeds, world, st.integers(0, 12), st.data())
+def test_the_parts_of_all_processes_are_the_batch_of_one(size, batch_size, seed, world_size, step, data):
+    batching = data.draw(st.sampled_from(["continuous", "drop_last", "keep_last"]))
+    shuffle = data.draw(st.sampled_from(["none", "global", "blocks"]))
+    try:
+        ranks = [
+            Sampler(size, batch_size, seed, batching, shuffle, 7, 2, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+    except RecipeError:
+        return
+    whole = replace(ranks[0], rank=0, world_size=1)
+    parts = [rank.sample(step) for rank in ranks]
+    joined = [list(itertools.chain(*each)) for each in zip(*map(listed, parts), strict=True)]
+    assert joined == list(listed(whole.sample(step)))
+    lengths = [len(part.indices) for part in parts]
+    assert min(lengths) > 0
+    assert max(lengths) - min(lengths) <= GROUP
+    assert all(end % GROUP == 0 for end in itertools.accumulate(lengths[:-1]))
+    assert {rank.steps(3) for rank in ranks} == {whole.steps(3)}
+
+
+@modest
+@given(st.integers(0, 300), st.integers(1, 50), world)
+def test_an_evaluation_shows_every_example_once_in_the_same_batches_to_any_number_of_processes(
+    size, batch_size, world_size
+):
+    one = [indices.tolist() for indices in EvaluationBatches(size, batch_size)]
+    ranks = [EvaluationBatches(size, batch_size, rank, world_size) for rank in range(world_size)]
+    assert [indices.tolist() for rank in ranks for indices in rank] == one
+    assert list(itertools.chain(*one)) == list(range(size))
+    assert all(len(indices) == batch_size for indices in one[:-1])
+    assert [len(list(rank)) for rank in ranks] == [len(rank) for rank in ranks]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
 @given(seeds)
 @settings(max_examples=20, deadline=None)
 def test_another_seed_gives_another_order(seed):
     first, second = (Sampler(100, 100, each).sample(0).indices.tolist() for each in (seed, seed + 1))
     assert first != second
-
-
-def test_each_epoch_has_an_order_of_its_own():
-    sampler = Sampler(64, 64, 0)
-    assert len({tuple(sampler.sample(step).indices.tolist()) for step in range(20)}) == 20
-
-
-def test_without_shuffling_every_epoch_is_in_the_order_of_the_source():
-    sampler = Sampler(5, 3, 0, "continuous", shuffle=False)
-    assert [sampler.sample(step).indices.tolist() for step in range(4)] == [
-        [0, 1, 2],
-        [3, 4, 0],
-        [1, 2, 3],
-        [4, 0, 1],
-    ]
-
-
-def test_a_batch_larger_than_the_data_spans_several_epochs():
-    sample = Sampler(3, 8, 0).sample(0)
-    assert sorted(sample.indices[:3].tolist()) == sorted(sample.indices[3:6].tolist()) == [0, 1, 2]
-    assert sample.positions.tolist() == list(range(8))
-
-
-@pytest.mark.parametrize(
-    ("batching", "epochs", "steps"),
-    [
-        ("continuous", 1, 3),  # 10 examples in batches of 4: 2.5 steps
-        ("continuous", 2, 5),
-        ("continuous", 0.4, 1),
-        ("continuous", 0.41, 2),
-        ("continuous", 1e-6, 1),
-        ("drop_last", 1, 2),
-        ("drop_last", 0.75, 2),
-        ("drop_last", 3, 6),
-        ("keep_last", 1, 3),
-        ("keep_last", 2, 6),
-        ("keep_last", 1 / 3, 1),
-    ],
-)
-def test_steps_of_epochs(batching, epochs, steps):
-    assert Sampler(10, 4, 0, batching).steps(epochs) == steps
-
-
-def test_a_rounding_error_does_not_add_a_step():
-    assert Sampler(1000, 100, 0).steps(0.1 + 0.2) == 3
-
-
-@pytest.mark.parametrize(
-    ("batching", "expected"), [("continuous", 2.0), ("drop_last", 2.5), ("keep_last", 5 / 3)]
-)
-def test_epochs_of_steps(batching, expected):
-    assert Sampler(10, 4, 0, batching).epoch(5) == pytest.approx(expected)
-
-
-def test_drop_last_with_less_than_a_batch_is_refused():
-    with pytest.raises(RecipeError, match=r"drop_last.* 3 examples and batch_size = 4 .*'continuous'"):
-        Sampler(3, 4, 0, "drop_last")
-    assert Sampler(4, 4, 0, "drop_last").steps(1) == 1
-
-
-def test_a_step_of_a_billion_examples_far_away_is_sampled_at_once():
-    sample = Sampler(10**9, 256, 1).sample(10**10)
-    assert sample.positions[0] == 256 * 10**10
-    assert len(set(sample.indices.tolist())) == 256
-
-
-def test_the_order_of_the_first_steps_is_what_it_was():
-    sampler = Sampler(10, 4, 0)
-    assert sampler.sample(2).indices.tolist() == [0, 8, 0, 9]
-    assert sampler.sample(2).positions.tolist() == [8, 9, 10, 11]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import sys
@@ -38,6 +39,14 @@ def until(condition):
         time.sleep(0.001)
 
 
+def all_done(loader):
+    return not any(task.done.locked() for task in loader._pending)
+
+
+def first_done(loader):
+    return not loader._pending[0].done.locked()
+
+
 def square(step):
     return step * step
 
@@ -67,6 +76,12 @@ def test_results_come_in_order_whatever_the_number_of_threads(count):
 def test_steps_may_be_any_numbers():
     with Loader(square, [5, 3, 3, 0]) as loader:
         assert list(loader) == [25, 9, 9, 0]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_loader_without_threads_is_refused(count):
+    with pytest.raises(ValueError, match=rf"^{count} threads"):
+        Loader(square, range(3), threads=count)
 
 
 def test_no_steps_give_no_results():
@@ -108,7 +123,7 @@ def fail_at_three(step):
 @pytest.mark.parametrize("count", [1, 4])
 def test_an_exception_is_raised_at_its_turn_in_the_thread_that_iterates(count):
     loader = Loader(fail_at_three, range(10), threads=count, ahead=6)
-    until(lambda: all(future.done() for future in loader._pending))  # the error has happened already
+    until(lambda: all_done(loader))  # the error has happened already
     assert [next(loader) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="step three"):
         next(loader)
@@ -150,10 +165,10 @@ def test_close_waits_for_what_runs_and_drops_what_is_queued():
 
     loader = Loader(prepare, itertools.count(), threads=1, ahead=4)
     assert started.wait(PATIENCE)
-    queued = list(loader._pending)[1:]
+    assert not loader._crew.tasks.empty()
     closing = threading.Thread(target=loader.close)
     closing.start()
-    until(lambda: all(future.cancelled() for future in queued))
+    until(lambda: loader._crew.tasks.qsize() == 1)  # what tells the thread to end
     assert closing.is_alive()
     gate.set()
     closing.join(PATIENCE)
@@ -208,16 +223,18 @@ def test_a_loader_that_is_forgotten_drops_what_is_queued():
     assert finished == [0]
 
 
-def test_a_loader_that_is_forgotten_inside_a_cycle_ends_its_threads():
+@pytest.mark.parametrize("result", ["step", "self"])
+def test_a_loader_that_is_forgotten_inside_a_cycle_ends_its_threads(result):
     class Owner:
         def __init__(self):
             self.loader = Loader(self.prepare, itertools.count(), threads=2)
 
         def prepare(self, step):
-            return step
+            return {"step": step, "self": self}[result]
 
     owner = Owner()
     next(owner.loader)
+    until(functools.partial(all_done, owner.loader))
     running = threads()
     assert running != []
     del owner
@@ -237,7 +254,7 @@ def release_when_waiting(thread, gate):
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        return names[0] == "wait" and "__next__" in names
+        return names[:2] == ["_wait", "__next__"]
 
     until(waits)
     gate.set()
@@ -246,7 +263,7 @@ def release_when_waiting(thread, gate):
 def test_waited_stays_zero_while_results_are_ready():
     with Loader(square, range(20), threads=2) as loader:
         for _ in range(20):
-            until(loader._pending[0].done)
+            until(lambda: first_done(loader))
             next(loader)
         assert loader.waited == 0.0
 
@@ -259,7 +276,7 @@ def test_waited_grows_when_a_result_is_not_ready():
         return step
 
     with Loader(prepare, range(3), threads=1) as loader:
-        until(loader._pending[0].done)
+        until(lambda: first_done(loader))
         assert next(loader) == 0
         assert loader.waited == 0.0
         releasing = threading.Thread(target=release_when_waiting, args=(threading.current_thread(), gate))
@@ -268,7 +285,7 @@ def test_waited_grows_when_a_result_is_not_ready():
         releasing.join(PATIENCE)
         waited = loader.waited
         assert waited > 0.0
-        until(loader._pending[0].done)
+        until(lambda: first_done(loader))
         assert next(loader) == 2
         assert loader.waited == waited
 
