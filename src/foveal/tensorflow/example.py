@@ -1,7 +1,7 @@
 """``tf.train.Example`` and ``SequenceExample``: records of named values, parsed by the batch and built.
 
-Specification: TensorFlow's ``core/example/example.proto`` and ``feature.proto``. The messages are defined
-here again, with a package name and a descriptor pool of our own: TensorFlow may live in the same process.
+Batches are parsed by a compiled scanner (``example_scan.py``) where the records have the form that every
+writer gives them, else by the protobuf library, which says what things mean and words the errors.
 
     ExampleError (a DataError)     names the record and, but for the first, the feature
     ├── MalformedExampleError      the bytes are no such message
@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from google.protobuf import (  # type: ignore[import-untyped]  # its wheels have no stubs
-    descriptor_pb2,
-    descriptor_pool,
-    message,
-    message_factory,
-)
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its wheels have no stubs
 
 from foveal.errors import DataError, UsageError
+from foveal.tensorflow.example_messages import Example, SequenceExample
+from foveal.tensorflow.records import RecordBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -165,14 +162,14 @@ class Ragged:
 
 
 def parse_batch(
-    records: Sequence[bytes],
+    records: Sequence[bytes] | RecordBlock,
     specification: Mapping[str, FixedLength | VariableLength],
     key: Callable[[int], str] = "record {} of the batch".format,
 ) -> Columns:
     """The features of some Examples; others that the records have are left out.
 
     Args:
-        records: ``B`` serialized Examples.
+        records: ``B`` serialized Examples; quickest as a block, as ``RecordFile.read_block`` gives it.
         specification: the features, by name.
         key: names the record at a position of the batch, for messages.
 
@@ -183,7 +180,12 @@ def parse_batch(
     Raises:
         ExampleError: one of its kinds: a record does not hold what was asked for.
     """
-    decoded = _decode(_EXAMPLE, records, key)
+    scan = _scanner()
+    if scan is not None and len(records):
+        block = records if isinstance(records, RecordBlock) else RecordBlock.of(records)
+        if (columns := scan(block, specification)) is not None:
+            return columns
+    decoded = _decode(Example, records, key)
     return _columns([each.features.feature for each in decoded], specification, key)
 
 
@@ -210,7 +212,7 @@ def parse_sequence_batch(
     Raises:
         ExampleError: one of its kinds: a record does not hold what was asked for.
     """
-    decoded = _decode(_SEQUENCE_EXAMPLE, records, key)
+    decoded = _decode(SequenceExample, records, key)
     lists = [each.feature_lists.feature_list for each in decoded]
     return (
         _columns([each.context.feature for each in decoded], context, key),
@@ -225,7 +227,7 @@ def parse_example(record: bytes, key: str = "the record") -> dict[str, NDArray[A
         MalformedExampleError: it is no Example.
     """
     arrays = {}
-    (decoded,) = _decode(_EXAMPLE, [record], lambda _: key)
+    (decoded,) = _decode(Example, [record], lambda _: key)
     for name, feature in sorted(decoded.features.feature.items()):
         if kind := feature.WhichOneof("kind"):  # one of no kind counts as missing, as for TensorFlow
             arrays[name] = _array(getattr(feature, kind).value[:], kind)
@@ -242,7 +244,7 @@ def build_example(features: Mapping[str, Any]) -> bytes:
     Raises:
         UsageError: a value is none of these, or does not fit int64 or float32.
     """
-    example = _EXAMPLE()
+    example = Example()
     _fill(example.features, features)
     return bytes(example.SerializeToString(deterministic=True))
 
@@ -257,7 +259,7 @@ def build_sequence_example(context: Mapping[str, Any], sequences: Mapping[str, S
     Raises:
         UsageError: a value cannot be stored.
     """
-    example = _SEQUENCE_EXAMPLE()
+    example = SequenceExample()
     _fill(example.context, context)
     for name, steps in sequences.items():
         feature_list = example.feature_lists.feature_list[name]
@@ -266,12 +268,22 @@ def build_sequence_example(context: Mapping[str, Any], sequences: Mapping[str, S
     return bytes(example.SerializeToString(deterministic=True))
 
 
-def _decode(kind: Any, records: Sequence[bytes], key: Callable[[int], str]) -> list[Any]:
+@cache
+def _scanner() -> Callable[[RecordBlock, Mapping[str, FixedLength | VariableLength]], Columns | None] | None:
+    """The compiled parser; None where there is no Numba."""
+    try:
+        from foveal.tensorflow.example_scan import parse
+    except ImportError:
+        return None
+    return parse
+
+
+def _decode(kind: Any, records: Iterable[bytes], key: Callable[[int], str]) -> list[Any]:
     decoded = []
     for position, record in enumerate(records):
         try:
             decoded.append(kind.FromString(record))
-        except message.DecodeError as error:
+        except DecodeError as error:
             problem = f"is not a tf.train.{kind.__name__}: {error}"
             raise MalformedExampleError(key(position), None, None, problem) from None
     return decoded
@@ -416,51 +428,3 @@ def _kind(dtype: Any) -> str:
     if known not in kinds:
         raise UsageError(f"the dtype of a feature is bytes, float32 or int64, not {dtype!r}")
     return kinds[known]
-
-
-def _messages() -> tuple[Any, Any]:
-    """The classes of Example and SequenceExample."""
-    types = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="foveal/tensorflow/example.proto", package="foveal.tensorflow", syntax="proto3"
-    )
-
-    def field(owner: Any, number: int, name: str, kind: str | int, *, repeated: bool = False) -> Any:
-        label = types.LABEL_REPEATED if repeated else types.LABEL_OPTIONAL
-        if isinstance(kind, int):
-            return owner.field.add(name=name, number=number, label=label, type=kind)
-        full = f".{file.package}.{kind}"
-        return owner.field.add(name=name, number=number, label=label, type=types.TYPE_MESSAGE, type_name=full)
-
-    def mapping(owner: Any, number: int, name: str, entry: str, kind: str) -> None:
-        nested = owner.nested_type.add(name=entry)
-        nested.options.map_entry = True
-        field(nested, 1, "key", types.TYPE_STRING)
-        field(nested, 2, "value", kind)
-        field(owner, number, name, f"{owner.name}.{entry}", repeated=True)
-
-    feature = file.message_type.add(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    lists = ("BytesList", types.TYPE_BYTES), ("FloatList", types.TYPE_FLOAT), ("Int64List", types.TYPE_INT64)
-    for number, (kind, (name, value)) in enumerate(zip(_DTYPES, lists, strict=True), 1):
-        field(file.message_type.add(name=name), 1, "value", value, repeated=True)
-        field(feature, number, kind, name).oneof_index = 0
-    mapping(file.message_type.add(name="Features"), 1, "feature", "FeatureEntry", "Feature")
-    field(file.message_type.add(name="FeatureList"), 1, "feature", "Feature", repeated=True)
-    lists_of_lists = file.message_type.add(name="FeatureLists")
-    mapping(lists_of_lists, 1, "feature_list", "FeatureListEntry", "FeatureList")
-    field(file.message_type.add(name="Example"), 1, "features", "Features")
-    sequence = file.message_type.add(name="SequenceExample")
-    field(sequence, 1, "context", "Features")
-    field(sequence, 2, "feature_lists", "FeatureLists")
-
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    names = (f"{file.package}.{each}" for each in ("Example", "SequenceExample"))
-    example, sequence_example = (
-        message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in names
-    )
-    return example, sequence_example
-
-
-_EXAMPLE, _SEQUENCE_EXAMPLE = _messages()

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import UsageError
-from foveal.tensorflow import example as module
 from foveal.tensorflow.example import (
     ExampleError,
     FeatureLengthError,
@@ -28,7 +27,9 @@ from foveal.tensorflow.example import (
     parse_example,
     parse_sequence_batch,
 )
-from foveal.tensorflow.records import RecordWriter, read_records
+from foveal.tensorflow.example_messages import Example
+from foveal.tensorflow.record_writer import RecordWriter
+from foveal.tensorflow.records import read_records
 
 # The SequenceExample in sequence.tfrecord, as TensorFlow 2.15.1 wrote it
 SEQUENCE = bytes.fromhex(
@@ -425,7 +426,7 @@ class TestBuilding:
 
 
 def test_the_messages_are_in_no_pool_that_others_use():
-    assert module._EXAMPLE.DESCRIPTOR.full_name == "foveal.tensorflow.Example"
+    assert Example.DESCRIPTOR.full_name == "foveal.tensorflow.Example"
     with pytest.raises(KeyError):
         descriptor_pool.Default().FindMessageTypeByName("foveal.tensorflow.Example")
 

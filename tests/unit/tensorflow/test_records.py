@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import DataError, UsageError
-from foveal.tensorflow import records
+from foveal.tensorflow import record_writer, records
+from foveal.tensorflow.record_writer import RecordWriter
 from foveal.tensorflow.records import (
     RecordChecksumError,
     RecordError,
     RecordFile,
     RecordLimitError,
-    RecordWriter,
     TruncatedRecordError,
     UnpackingError,
     frame,
@@ -420,7 +420,7 @@ class TestWriting:
 
     def test_shows_nothing_under_the_name_before_the_end(self, tmp_path, monkeypatch):
         path, synced = tmp_path / "file", []
-        monkeypatch.setattr(records, "sync_folder", synced.append)
+        monkeypatch.setattr(record_writer, "sync_folder", synced.append)
         with RecordWriter(path) as writer:
             writer.write(b"data")
             assert not path.exists()
