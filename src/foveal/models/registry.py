@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError, UnknownNameError
+from foveal.models.dense import Dense
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
 from foveal.registry import call_factory, load_factory
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from foveal.recipe import ModelPart
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "dense": Dense,
     "mnist_cnn": MnistCnn,
     "small_cnn": SmallCnn,
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.data.decode import read_image
+from foveal.data.decode import decode, read_file
 from foveal.errors import ImageError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -28,6 +28,10 @@ def _the_limit_of_pillow_is_left_alone():
     before = Image.MAX_IMAGE_PIXELS
     yield
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def read_image(path, shape):
+    return decode(read_file(path), shape, None, str(path))
 
 
 def plain(*colour, mode="RGB"):
@@ -276,9 +280,17 @@ class TestRefusals:
             warnings.simplefilter("error")
             assert read_image(path, (2, 2, 1)).tolist() == [[[0], [0]], [[0], [0]]]
 
-    def test_of_a_large_image_without_its_pixels(self, path):
+    def test_of_more_pixels_than_the_file_can_hold(self, path):
         path.write_bytes(png(14_000, 14_000, bits=1))
+        assert refusal(path) == "claims 14000 x 14000 pixels, which 65 bytes cannot hold"
+
+    def test_of_an_image_without_its_pixels(self, path):
+        path.write_bytes(png(4_000, 4_000, bits=1))
         assert "cannot be read" in refusal(path)
+
+    def test_of_formats_that_are_programs(self, path):
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+        assert refusal(path) == "not an image that can be read"
 
 
 def test_pillows_limit_survives_reading_in_many_threads(path):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import gzip
+import os
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from foveal.data.idx import read_idx, read_idx_pair
-from foveal.errors import DataError
+from foveal.data.formats.idx import find_idx, open_idx, read_idx, read_idx_pair
+from foveal.errors import DataError, RecipeError
 
 IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003") + bytes(range(12))
 LABELS = bytes.fromhex("00000801 00000002") + bytes([1, 0])
@@ -113,12 +116,27 @@ def test_a_gzip_file_cut_off_at_any_byte_is_refused(path):
 @pytest.mark.parametrize("pack", [bytes, packed], ids=["plain", "gzip"])
 def test_extra_bytes_are_refused(path, pack):
     path.write_bytes(pack(IMAGES + b"\0"))
-    assert "29 bytes" in refusal(path)
+    assert refusal(path).startswith("more than 28 bytes, but its header of 2 x 2 x 3 values asks for 28")
 
 
 def test_bytes_after_the_end_of_a_gzip_file_are_refused(path):
     path.write_bytes(packed(IMAGES) + b"more")
     assert "cannot be read" in refusal(path)
+
+
+def test_sizes_that_a_small_gzip_file_cannot_unpack_to_are_refused_without_memory_for_them(path):
+    path.write_bytes(packed(bytes.fromhex("00000803 00010000 00010000 00010000") + bytes(1 << 16)))
+    tracemalloc.start()
+    try:
+        assert str(16 + 2**48) in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_it(path):
+    os.mkfifo(path)
+    assert refusal(path).startswith("cannot be read")
 
 
 def test_sizes_whose_product_overflows_are_refused(path):
@@ -190,3 +208,98 @@ class TestPairs:
         with pytest.raises(DataError) as caught:
             read_idx_pair(*paths, CLASSES)
         assert str(caught.value).startswith(f"{paths[which]}: ")
+
+
+def write(folder, stem, count=4, *, end="", joint="-", labels=None):
+    """Images of one value each, their number; labels 0, 1, 2, ..."""
+    folder.mkdir(exist_ok=True)
+    pixels = np.repeat(np.arange(count, dtype=np.uint8), 6)
+    labels = list(range(count)) if labels is None else labels
+    for kind, content in (
+        ("images{}idx3", struct.pack(">4I", 0x803, count, 2, 3) + pixels.tobytes()),
+        ("labels{}idx1", struct.pack(">2I", 0x801, len(labels)) + bytes(labels)),
+    ):
+        name = f"{stem}-{kind.format(joint)}-ubyte{end}"
+        (folder / name).write_bytes(packed(content) if end else content)
+    return folder / f"{stem}-images{joint}idx3-ubyte{end}"
+
+
+class TestFolders:
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    @pytest.mark.parametrize("joint", ["-", "."])
+    @pytest.mark.parametrize("names", [("train", "t10k"), ("emnist-letters-train", "emnist-letters-test")])
+    def test_are_opened_by_the_names_that_such_files_are_published_under(self, tmp_path, end, joint, names):
+        for count, name in zip((5, 3), names, strict=True):
+            write(tmp_path / "data", name, count, end=end, joint=joint)
+        data = open_idx(tmp_path / "data")
+        assert {name: len(part) for name, part in data.parts().items()} == {"train": 5, "test": 3}
+        assert data.train.classes == ("0", "1", "2", "3", "4")
+        assert data.train.read(np.array([3])).images.tolist() == [[[[3]] * 3] * 2]
+
+    def test_may_have_a_validation_part(self, tmp_path):
+        for name in ("train", "validation"):
+            write(tmp_path, name)
+        assert list(open_idx(tmp_path).parts()) == ["train", "validation"]
+
+    def test_with_a_file_packed_and_unpacked_give_the_unpacked_one(self, tmp_path):
+        write(tmp_path, "train", end=".gz")
+        plain = write(tmp_path, "train")
+        assert find_idx(tmp_path) == {"train": plain}
+
+    def test_with_several_sets_ask_which(self, tmp_path):
+        first, second = (write(tmp_path, f"emnist-{name}-train") for name in ("letters", "mnist"))
+        with pytest.raises(DataError) as caught:
+            open_idx(tmp_path)
+        assert str(caught.value).startswith(
+            f"{tmp_path}: holds several files of train images: {first.name}, {second.name}"
+        )
+        data = open_idx(tmp_path, train=second.name, test=first.name)
+        assert data.train.key(1) == f"{second} record 1"
+        assert data.test.key(0) == f"{first} record 0"
+
+    def test_with_classes_by_name_have_those(self, tmp_path):
+        write(tmp_path, "train", labels=[0, 1, 1, 0])
+        assert open_idx(tmp_path, classes=["shirt", "dress"]).train.classes == ("shirt", "dress")
+        with pytest.raises(RecipeError, match="classes = 0"):
+            open_idx(tmp_path, classes=0)
+
+    def test_with_a_label_that_is_no_class_name_it(self, tmp_path):
+        write(tmp_path, "train", labels=[0, 1, 2, 0])
+        with pytest.raises(DataError, match="train-labels-idx1-ubyte record 2: label 2 is out of range"):
+            open_idx(tmp_path, classes=2)
+
+    def test_without_labels_are_refused(self, tmp_path):
+        write(tmp_path, "train")
+        (tmp_path / "train-labels-idx1-ubyte").unlink()
+        with pytest.raises(DataError, match="its labels are missing: there is no train-labels-idx1-ubyte"):
+            open_idx(tmp_path)
+
+    def test_without_images_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match="holds no images in IDX"):
+            open_idx(tmp_path)
+        write(tmp_path, "t10k")
+        with pytest.raises(DataError, match="has no images to train on, only test images"):
+            open_idx(tmp_path)
+
+    def test_that_are_not_there_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere"):
+            find_idx(tmp_path / "nowhere")
+
+
+class TestFiles:
+    def test_of_images_are_trained_on(self, tmp_path):
+        images = write(tmp_path, "train", end=".gz")
+        assert list(open_idx(images).parts()) == ["train"]
+        assert len(open_idx(images).train) == 4
+
+    def test_may_have_labels_that_are_packed_otherwise(self, tmp_path):
+        images = write(tmp_path, "train")
+        labels = tmp_path / "train-labels-idx1-ubyte"
+        labels.with_name(f"{labels.name}.gz").write_bytes(packed(labels.read_bytes()))
+        labels.unlink()
+        assert len(open_idx(images).train) == 4
+
+    def test_of_any_other_name_are_refused(self, tmp_path):
+        images = write(tmp_path, "train").rename(tmp_path / "some")
+        with pytest.raises(DataError, match="no name of a file of images, like train-images-idx3-ubyte"):
+            open_idx(images)

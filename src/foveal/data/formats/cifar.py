@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import platformdirs
 
-from foveal.data.archive import unpack_once
 from foveal.data.download import RemoteFile
-from foveal.data.fixed_length import FixedLengthSource, RecordLayout
+from foveal.data.formats.archive import unpack_once
+from foveal.data.formats.fixed_length import FixedLengthSource, RecordLayout
 from foveal.data.source import DataSet
 from foveal.errors import DataError, RecipeError
 
@@ -71,6 +71,7 @@ class _Version(NamedTuple):
     test: tuple[str, ...]
     folder: str  # in the archive
     archives: re.Pattern[str]  # names of archives that may hold it
+    marks: tuple[str, ...]  # files that no other data set has
 
 
 _ARCHIVE_END = r"\.(tar|tar\.gz|tgz|tar\.xz|txz|zip)"
@@ -81,6 +82,7 @@ _CIFAR10 = _Version(
     ("test_batch.bin",),
     "cifar-10-batches-bin",
     re.compile(r"cifar-?10([-_].*bin.*)?" + _ARCHIVE_END),
+    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
 )
 _CIFAR100 = _Version(
     "CIFAR-100",
@@ -89,6 +91,7 @@ _CIFAR100 = _Version(
     ("test.bin",),
     "cifar-100-binary",
     re.compile(r"cifar-?100([-_].*bin.*)?" + _ARCHIVE_END),
+    ("fine_label_names.txt", "coarse_label_names.txt"),
 )
 
 
@@ -135,6 +138,24 @@ def open_cifar100(
     return _open(_CIFAR100, folder, layout, classes)
 
 
+def find_cifar(path: Path) -> list[str]:
+    """Which of the two may be opened at ``path``, by the names of files: ``"cifar10"``, ``"cifar100"``.
+
+    Raises:
+        OSError: ``path`` cannot be read.
+    """
+    return [name for name, version in (("cifar10", _CIFAR10), ("cifar100", _CIFAR100)) if _is(version, path)]
+
+
+def _is(version: _Version, path: Path) -> bool:
+    if not path.is_dir():
+        return version.archives.fullmatch(path.name.lower()) is not None
+    places = (path, path / version.folder)
+    return any((place / mark).is_file() for place in places for mark in version.marks) or bool(
+        _archives_in(version, path)
+    )
+
+
 def _open(version: _Version, folder: Path, layout: RecordLayout, classes: tuple[str, ...]) -> DataSet:
     train, test = (
         FixedLengthSource([folder / name for name in names], layout, classes)
@@ -145,10 +166,13 @@ def _open(version: _Version, folder: Path, layout: RecordLayout, classes: tuple[
 
 def _locate(version: _Version, path: Path, progress: ProgressReporter | None, cache: Path | None) -> Path:
     """The folder with the files, unpacked if need be."""
-    if path.is_dir():
-        if (folder := _unpacked(version, path)) is not None:
-            return folder
-        path = _archive_in(version, path)
+    try:
+        if path.is_dir():
+            if (folder := _unpacked(version, path)) is not None:
+                return folder
+            path = _archive_in(version, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     into = cache or platformdirs.user_cache_path("foveal") / "unpacked"
     unpacked = unpack_once(path, into, limit_bytes=_UNPACKED_LIMIT, progress=progress)
     if (folder := _unpacked(version, unpacked)) is not None:
@@ -164,11 +188,12 @@ def _unpacked(version: _Version, folder: Path) -> Path | None:
     return None
 
 
+def _archives_in(version: _Version, folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if version.archives.fullmatch(each.name.lower()))
+
+
 def _archive_in(version: _Version, folder: Path) -> Path:
-    try:
-        found = sorted(each for each in folder.iterdir() if version.archives.fullmatch(each.name.lower()))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    found = _archives_in(version, folder)
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
         raise DataError(f"{folder}: holds several archives of {version.name}: {names}; name one of them")

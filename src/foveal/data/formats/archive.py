@@ -146,7 +146,7 @@ class _Unpacking:
 
     def run(self, progress: ProgressReporter | None) -> None:
         if progress is not None:
-            progress.start(f"{self.archive.name} (unpacking)", self.archive.stat().st_size, 0)
+            progress.start(f"unpacking {self.archive.name}", self.archive.stat().st_size, 0)
         try:
             self._unpack(progress.advance if progress is not None else lambda _: None)
         except (*_DAMAGED, OSError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from foveal.data.archive import unpack_once
+from foveal.data.formats.archive import unpack_once
 from foveal.errors import DataError
 
 FILES = {"set/one.bin": b"one" * 100, "set/deep/er/two.bin": b"", "set/\N{SNOWMAN} three": bytes(range(256))}
@@ -493,6 +493,6 @@ def test_progress_is_counted_in_bytes_of_the_archive(path, into, kind):
     path.write_bytes(packed(kind, {str(n): random.Random(n).randbytes(100_000) for n in range(5)}))
     report, size = Report(), path.stat().st_size
     unpack_once(path, into, limit_bytes=LIMIT, progress=report)
-    assert report.started == [("some archive (unpacking)", size, 0)]
+    assert report.started == [("unpacking some archive", size, 0)]
     assert report.finished == 1
     assert 0.99 * size < report.done <= size

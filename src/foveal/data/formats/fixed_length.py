@@ -7,7 +7,6 @@ found wrong with it is its length and its labels.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.data.source import Batch
-from foveal.errors import DataError, RecipeError
+from foveal.data.formats.parts import find_parts
+from foveal.data.source import Batch, DataSet, check_indices, class_names
+from foveal.errors import DataError, ReadError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from foveal.data.download import ProgressReporter
+
 MEMORY_LIMIT = 512 << 20  # bytes of files that are held in memory
 _BLOCK = 1 << 20  # bytes read at once where everything is read: it stays in the processor's cache
+_SUFFIXES = (".bin", ".dat", ".data", ".raw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class RecordLayout:
     footer_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+        if len(self.image_shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in self.image_shape):
             raise RecipeError(f"image_shape = {self.image_shape}: three numbers, each at least 1")
         if not 0 <= self.label_at < self.label_bytes:
             raise RecipeError(f"label_at = {self.label_at}: not one of {self.label_bytes} label bytes")
@@ -102,12 +105,61 @@ class RecordLayout:
         return records
 
 
+def open_fixed_length(
+    path: Path,
+    progress: ProgressReporter | None = None,  # noqa: ARG001 - all formats are called alike
+    *,
+    image_shape: Sequence[int],
+    classes: Sequence[str] | int,
+    label_bytes: int = 1,
+    label_at: int = 0,
+    channels_first: bool = True,
+    header_bytes: int = 0,
+    footer_bytes: int = 0,
+    train: str | Sequence[str] | None = None,
+    validation: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
+) -> DataSet:
+    """Files of fixed-length records, of one layout (see :class:`RecordLayout`).
+
+    Args:
+        path: a file, a folder with files ``*.bin``, ``*.dat``, ``*.data`` or ``*.raw``, or a pattern.
+        progress: told of nothing: it is quick.
+        image_shape: height, width and channels.
+        classes: the class names, or how many classes there are.
+        label_bytes: how many bytes stand before the pixels.
+        label_at: which of them is the target.
+        channels_first: the pixels are stored as [channels, height, width], else [height, width, channels].
+        header_bytes: skipped at the start of every file.
+        footer_bytes: skipped at its end.
+        train: names or patterns of the files to train on; by default their names decide, see ``find_parts``.
+        validation: as ``train``.
+        test: as ``train``.
+
+    Raises:
+        DataError: as for :class:`FixedLengthSource`, or there are no such files.
+        RecipeError: the layout or the classes cannot be.
+    """
+    layout = RecordLayout(
+        image_shape=tuple(image_shape),  # type: ignore[arg-type]  # its length is checked there
+        label_bytes=label_bytes,
+        label_at=label_at,
+        channels_first=channels_first,
+        header_bytes=header_bytes,
+        footer_bytes=footer_bytes,
+    )
+    names = class_names(classes)
+    patterns = {"train": train, "validation": validation, "test": test}
+    parts = find_parts(path, _SUFFIXES, patterns)
+    return DataSet(**{part: FixedLengthSource(paths, layout, names) for part, paths in parts.items()})
+
+
 class FixedLengthSource:
     """The images in files of fixed-length records, one file after another: a ``Source``.
 
     Files that together are small are read once, turned to NHWC, and their labels checked. Of larger ones,
     each record is read when it is asked for, and its label is checked then; the files are closed when the
-    source, and every slice of it, is no longer referred to. A file that changes meanwhile is an error. One
+    source is no longer referred to. A file that changes meanwhile is an error. One
     that is replaced under its name is not noticed: the source still has the old one.
 
     Args:
@@ -132,7 +184,6 @@ class FixedLengthSource:
         self.classes = tuple(classes)
         self._layout = layout
         self._files = _RecordFiles(paths, layout)
-        self._span = range(self._files.records)
         self._digest = ""
         self._held: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
         if self._files.total_bytes <= memory_limit:
@@ -146,30 +197,27 @@ class FixedLengthSource:
         """Height, width and channels of every image."""
         return self._layout.image_shape
 
+    @property
+    def targets(self) -> NDArray[np.int64] | None:
+        """Every example's class index, int64 ``[N]``; None where the files are not held in memory."""
+        return None if self._held is None else self._held[1]
+
     def __len__(self) -> int:
-        return len(self._span)
+        return self._files.records
 
     def read(self, indices: NDArray[np.int64]) -> Batch:
         """The examples at ``indices``, copied.
 
         Raises:
-            DataError: a file has changed since it was opened, or cannot be read, or a label is out of range.
+            DataError: a file has changed since it was opened, or a label is out of range.
+            ReadError: the device failed.
             IndexError: there is no such example.
         """
-        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"indices from {indices.min()} to {indices.max()}, of {len(self)} examples")
-        numbers = indices + self._span.start
-        if self._held is not None:
-            images, targets = self._held
-            return Batch(images[numbers], targets[numbers])
-        records = self._files.read(numbers)
-        images = np.empty((len(numbers), *self.image_shape), np.uint8)
-        self._layout.unpack(records, images)
-        return Batch(images, self._targets(records, numbers))
+        return Batch(*self._read(indices))
 
     def key(self, index: int) -> str:
         """``FILE record N``, counted from 0 within the file."""
-        return self._files.key(self._span[index])
+        return self._files.key(index)
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, pixels, labels and class names, as 16 hex digits; equal to an ``ArraySource``'s.
@@ -181,20 +229,23 @@ class FixedLengthSource:
             digest = hashlib.sha256(repr(((len(self), *self.image_shape), self.classes)).encode())
             labels = []  # a byte each until their turn comes, after all pixels
             for first, stop in self._blocks():
-                batch = self.read(np.arange(first, stop))
-                digest.update(batch.images.data)
-                labels.append(batch.targets.astype(np.uint8))
+                images, targets = self._read(np.arange(first, stop))
+                digest.update(images.data)
+                labels.append(targets.astype(np.uint8))
             for some in labels:
                 digest.update(some.astype(np.int64).data)
             self._digest = digest.hexdigest()[:16]
         return self._digest
 
-    def slice(self, start: int, stop: int) -> FixedLengthSource:
-        """Examples ``start`` to ``stop`` as a source of their own; shares memory and open files."""
-        part = copy.copy(self)
-        part._span = self._span[start:stop]  # noqa: SLF001 - of its own class
-        part._digest = ""  # noqa: SLF001
-        return part
+    def _read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        check_indices(indices, len(self))
+        if self._held is not None:
+            images, targets = self._held
+            return images[indices], targets[indices]
+        records = self._files.read(indices)
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        self._layout.unpack(records, images)
+        return images, self._checked_targets(records, indices)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of examples that cover all of them, each of about the same number of bytes."""
@@ -208,10 +259,10 @@ class FixedLengthSource:
             numbers = np.arange(first, stop)
             records = self._files.read(numbers)
             self._layout.unpack(records, images[first:stop])
-            targets[first:stop] = self._targets(records, numbers)
+            targets[first:stop] = self._checked_targets(records, numbers)
         return images, targets
 
-    def _targets(self, records: NDArray[np.uint8], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _checked_targets(self, records: NDArray[np.uint8], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         targets = records[:, self._layout.label_at].astype(np.int64)
         if wrong := np.flatnonzero(targets >= len(self.classes)).tolist():
             raise DataError(
@@ -270,7 +321,7 @@ class _RecordFiles:
             try:
                 piece = os.pread(self._descriptors[file], len(target) - done, offset + done)
             except OSError as error:
-                raise DataError(f"{self.key(at)}: cannot be read: {error.strerror}") from error
+                raise ReadError(f"{self.key(at)}: cannot be read: {error.strerror}") from error
             if not piece:
                 raise DataError(f"{self.key(at)}: the file ends before it: it has become shorter")
             target[done : done + len(piece)] = piece

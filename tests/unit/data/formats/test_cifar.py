@@ -10,12 +10,13 @@ import numpy as np
 import platformdirs
 import pytest
 
-from foveal.data.cifar import (
+from foveal.data.formats.cifar import (
     _COARSE,
     _FINE,
     _TEN,
     CIFAR10_ARCHIVE,
     CIFAR100_ARCHIVE,
+    find_cifar,
     open_cifar10,
     open_cifar100,
 )
@@ -144,7 +145,7 @@ class TestWhereItIs:
 
         path, report = archive(ten, tmp_path / "x.tar.gz"), Report()
         open_cifar10(path, report, cache=tmp_path / "cache")
-        assert report.seen == (("x.tar.gz (unpacking)", path.stat().st_size, 0),)
+        assert report.seen == (("unpacking x.tar.gz", path.stat().st_size, 0),)
 
 
 class TestRefused:
@@ -264,6 +265,33 @@ class TestCifar100:
         message = r"holds neither test\.bin nor cifar-100-binary\.tar\.gz"
         with pytest.raises(DataError, match=message):
             open_cifar100(tmp_path, cache=tmp_path / "cache")
+
+
+class TestFinding:
+    def test_knows_folders_by_their_files(self, ten, hundred, tmp_path):
+        assert find_cifar(ten) == ["cifar10"]
+        assert find_cifar(hundred) == ["cifar100"]
+        assert find_cifar(ten.parent) == ["cifar10", "cifar100"]
+        assert find_cifar(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("cifar-10-binary.tar.gz", ["cifar10"]),
+            ("CIFAR-100-binary.tar.xz", ["cifar100"]),
+            ("cifar10.zip", ["cifar10"]),
+            ("cifar-10-python.tar.gz", []),
+            ("cifar.tar", []),
+        ],
+    )
+    def test_knows_archives_by_their_names(self, tmp_path, name, found):
+        (tmp_path / name).touch()
+        assert find_cifar(tmp_path / name) == find_cifar(tmp_path) == found
+
+    def test_does_not_take_other_records_for_it(self, tmp_path):
+        for name in ("train.bin", "test.bin"):
+            (tmp_path / name).touch()
+        assert find_cifar(tmp_path) == []
 
 
 @pytest.mark.parametrize("file", [CIFAR10_ARCHIVE, CIFAR100_ARCHIVE])

@@ -1,0 +1,1 @@
+"""Files that hold images and labels: each format opened as a ``DataSet`` of random-access sources."""
