@@ -122,7 +122,7 @@ def recipes(draw):
                 options=options,
                 validation=st.none() | whole,
                 batching=st.sampled_from(["continuous", "drop_last", "keep_last"]),
-                shuffle=st.booleans(),
+                shuffle=st.sampled_from(["none", "global", "blocks"]),
             )
         ),
         model=draw(st.builds(ModelPart, name=texts, options=options)),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel
 
 from foveal.errors import suggestion
-from foveal.recipe.schema import CustomTransform, Recipe
+from foveal.recipe.schema import Recipe
+from foveal.recipe.transforms import CustomTransform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +33,9 @@ _WORDS = {
 
 
 # Fields that can be of several types, whose errors name the type after the field.
-_UNIONS = ("compile", "threads", "loader_threads")
+_UNIONS = (("compile",), ("threads",), ("loader_threads",), ("data", "corrupt_budget"))
+# Fields that are lists of transforms.
+_LISTS = ("augmentation", "preprocessing")
 
 
 def explain(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
@@ -63,11 +66,10 @@ def _keys(location: tuple[int | str, ...]) -> list[int | str]:
     """An error's location without the tags of unions, which are no keys of the recipe."""
     if location[:1] in (("optimizer",), ("schedule",)):
         return [*location[:1], *location[2:]]
-    if location[:1] == ("augmentation",):
-        return [*location[:2], *location[3:]]
-    if len(location) > 1 and location[0] in _UNIONS:
-        return [location[0]]
-    return list(location)
+    if location and location[0] in _LISTS:
+        keys = [*location[:2], *location[3:]]
+        return [*keys[:4], *keys[5:]] if keys[2:3] == ["transforms"] else keys
+    return next((list(field) for field in _UNIONS if location[: len(field)] == field), list(location))
 
 
 def _known_keys(path: list[int | str], values: Mapping[str, Any]) -> list[str]:
@@ -75,11 +77,14 @@ def _known_keys(path: list[int | str], values: Mapping[str, Any]) -> list[str]:
     if not path:
         return list(Recipe.model_fields)
     field = str(path[0])
-    if field in ("optimizer", "schedule", "augmentation"):
-        table = values[field][path[1]] if field == "augmentation" else values[field]
-        kind = kinds(field).get(table.get("name"), CustomTransform)
-        return list(kind.model_fields)
-    kind = next(c for c in _members(Recipe.model_fields[field].annotation) if issubclass(c, BaseModel))
+    if field in ("optimizer", "schedule", *_LISTS):
+        table: Any = values
+        for key in path:
+            table = table[key]
+        return list(kinds(field).get(table.get("name"), CustomTransform).model_fields)
+    kind: type[BaseModel] = Recipe
+    for key in path:
+        kind = next(c for c in _members(kind.model_fields[str(key)].annotation) if issubclass(c, BaseModel))
     return list(kind.model_fields)
 
 

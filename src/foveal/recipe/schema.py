@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from foveal.recipe.fields import (
     OPERATIONAL,
@@ -23,23 +23,63 @@ from foveal.recipe.fields import (
     Share,
     UnitFloat,
 )
+from foveal.recipe.transforms import Transform
+
+
+class Split(Part):
+    """Set aside a share of the examples, chosen by a hash of the image: equal images stay on one side."""
+
+    validation: Decay = 0.0
+    """Share that becomes the validation part."""
+    test: Decay = 0.0
+    """Share that becomes the test part."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Split:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test leave nothing to train on")
+        return self
 
 
 class DataPart(Part):
     """What is learnt from."""
 
     name: str = "digits"
-    """A known data set, or your own: 'package.module:factory', a function that returns a foveal.DataSet."""
+    """A known data set; a format (folder, csv, tfrecord, parquet, fixed_length, idx, arrays) of the files at
+    'path', or 'auto' to recognise it; or your own: 'package.module:factory', a function that returns a
+    foveal.DataSet or a foveal.StreamSource."""
     path: Annotated[Path | None, OPERATIONAL] = None
-    """The folder of its files. Without it: $FOVEAL_DATA/NAME, the cache folder, a download."""
+    """Where its files are. Without it, a known data set: $FOVEAL_DATA/NAME, the cache folder, a download."""
     options: Options = {}
-    """Arguments of your own factory; of cifar100: labels = 'fine' or 'coarse'."""
+    """Arguments of the format (the column of the label, ...) or of your own factory."""
     validation: NonNegativeInt | None = None
     """Hold out the first so many training examples, to choose the best checkpoint on."""
+    split: Split | None = None
+    """Or hold out shares of them."""
+    sampling: Literal["all", "balanced"] = "all"
+    """An epoch shows every example once, or every class equally often (examples of small ones repeatedly)."""
     batching: Literal["continuous", "drop_last", "keep_last"] = "continuous"
     """At the end of an epoch: run on into the next, drop the incomplete batch, or keep it smaller."""
-    shuffle: Flag = True
-    """Draw a new order every epoch."""
+    shuffle: Literal["none", "global", "blocks"] = "global"
+    """A new order every epoch: of all examples, or of blocks of neighbours, for slow storage."""
+    block: PositiveInt = 1024
+    """Examples in a block, with shuffle = 'blocks'."""
+    window: PositiveInt = 8
+    """Blocks whose examples are shuffled together, with shuffle = 'blocks'."""
+    on_corrupt: Annotated[Literal["error", "skip"], OPERATIONAL] = "error"
+    """At a damaged record: stop; or train on another in its place, leave it out of evaluations, and list it
+    in corrupt.jsonl."""
+    corrupt_budget: Annotated[NonNegativeInt | Share, OPERATIONAL] = 0.01
+    """How many distinct records may be damaged before that is an error after all: a number, or a share."""
+    backend: Literal["auto", "numba", "torch"] = "auto"
+    """What computes the distortions: compiled processor kernels, or torch on the device. auto: torch on
+    accelerators and where Numba cannot be installed, else numba."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataPart:
+        if self.validation is not None and self.split is not None:
+            raise ValueError("give validation or split, one of the two")
+        return self
 
 
 class ModelPart(Part):
@@ -51,77 +91,6 @@ class ModelPart(Part):
     """Arguments of the network."""
 
 
-class Translate(Part):
-    """Shift by whole pixels, each axis on its own; what comes in is black."""
-
-    name: Literal["translate"] = "translate"
-    pixels: PositiveInt
-    """Largest shift, in pixels."""
-
-
-class Flip(Part):
-    """Mirror left and right."""
-
-    name: Literal["flip"] = "flip"
-    probability: UnitFloat = 0.5
-    """Share of the examples that are mirrored."""
-
-
-class Affine(Part):
-    """Rotate, scale, shear and shift about the centre; bilinear, what comes in is black."""
-
-    name: Literal["affine"] = "affine"
-    degrees: NonNegativeFloat = 0.0
-    """Largest rotation, in degrees."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
-    """Smallest and largest magnification."""
-    shear: NonNegativeFloat = 0.0
-    """Largest shear, in degrees."""
-    pixels: NonNegativeFloat = 0.0
-    """Largest shift, in pixels, fractions included."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Affine:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError("scale is the smallest magnification, then the largest")
-        if self.shear >= 90:
-            raise ValueError("shear must be below 90 degrees")
-        return self
-
-
-class Cutout(Part):
-    """Blacken a square at a random place, which may reach beyond the edge (DeVries, Taylor, 2017)."""
-
-    name: Literal["cutout"] = "cutout"
-    size: PositiveInt
-    """Side of the square, in pixels."""
-
-
-class CustomTransform(Part):
-    """Your own distortion of a batch."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """'package.module:factory'; it returns a function of (images uint8 [B, H, W, C], foveal.Draws)."""
-    options: Options = {}
-    """Arguments of the factory."""
-
-
-def _transform_tag(value: Any) -> Any:
-    """What tells one kind of transform from another: its name, or that the name is a reference."""
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return "custom" if isinstance(name, str) and ":" in name else name
-
-
-Transform = Annotated[
-    Annotated[Translate, Tag("translate")]
-    | Annotated[Flip, Tag("flip")]
-    | Annotated[Affine, Tag("affine")]
-    | Annotated[Cutout, Tag("cutout")]
-    | Annotated[CustomTransform, Tag("custom")],
-    Discriminator(_transform_tag),
-]
-
-
 class Normalization(Part):
     """From pixels to what the network sees: (pixel / 255 - mean) / deviation."""
 
@@ -129,6 +98,14 @@ class Normalization(Part):
     """One number, or one a channel, as a fraction of 255."""
     deviation: tuple[PositiveFloat, ...] = (1.0,)
     """One number, or one a channel, as a fraction of 255."""
+    per_image: Flag = False
+    """Each image's own mean and deviation instead, as tf.image.per_image_standardization."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Normalization:
+        if self.per_image and (self.mean, self.deviation) != ((0.0,), (1.0,)):
+            raise ValueError("per_image = true takes the place of mean and deviation: leave them out")
+        return self
 
 
 class Constant(Part):
@@ -336,7 +313,10 @@ class Recipe(Part):
     data: DataPart = DataPart()
     model: ModelPart = ModelPart()
     augmentation: tuple[Transform, ...] = ()
-    """Distortions of the training images, in order."""
+    """Distortions of the training images, in order. Images of several sizes must first be made one size;
+    where no transform here does that, preprocessing does."""
+    preprocessing: tuple[Transform, ...] = ()
+    """What is done to the images instead when they are evaluated or predicted: resize, central_crop."""
     normalization: Normalization = Normalization()
     loss: Loss = Loss()
     optimizer: OptimizerPart

@@ -81,6 +81,18 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     return from_dict(values)
 
 
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` settings, as for :func:`override`, as a table of their own.
+
+    Raises:
+        RecipeError: a setting is malformed.
+    """
+    values: dict[str, Any] = {}
+    for path, value in map(_parse, settings):
+        _assign(values, path, value)
+    return values
+
+
 def _parse(setting: str) -> tuple[list[str], Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
