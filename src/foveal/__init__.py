@@ -13,7 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveal.data.source import ArraySource, Batch, DataSet, Source
+    from foveal.data.combine import balanced, concat, filtered, mix, relabel, skip, split, subset, take
+    from foveal.data.expand import expand
+    from foveal.data.source import ArraySource, Batch, DataSet, Encoded, Source
+    from foveal.data.stream import StreamSource
     from foveal.errors import FovealError
     from foveal.evaluation import Evaluation, evaluate
     from foveal.models.registry import end_points
@@ -32,19 +35,31 @@ _ORIGINS = {
     "Console": "foveal.training.console:Console",
     "DataSet": "foveal.data.source:DataSet",
     "Draws": "foveal.seeding:Draws",
+    "Encoded": "foveal.data.source:Encoded",
     "Evaluation": "foveal.evaluation:Evaluation",
     "FovealError": "foveal.errors:FovealError",
     "Guess": "foveal.prediction:Guess",
     "Prediction": "foveal.prediction:Prediction",
     "Recipe": "foveal.recipe:Recipe",
     "Source": "foveal.data.source:Source",
+    "StreamSource": "foveal.data.stream:StreamSource",
     "TrainResult": "foveal.training.loop:TrainResult",
+    "balanced": "foveal.data.combine:balanced",
+    "concat": "foveal.data.combine:concat",
     "end_points": "foveal.models.registry:end_points",
     "evaluate": "foveal.evaluation:evaluate",
+    "expand": "foveal.data.expand:expand",
+    "filtered": "foveal.data.combine:filtered",
     "load_recipe": "foveal.recipes:load",
+    "mix": "foveal.data.combine:mix",
     "override_recipe": "foveal.recipe:override",
     "predict": "foveal.prediction:predict",
     "read_recipe": "foveal.recipe:from_toml",
+    "relabel": "foveal.data.combine:relabel",
+    "skip": "foveal.data.combine:skip",
+    "split": "foveal.data.combine:split",
+    "subset": "foveal.data.combine:subset",
+    "take": "foveal.data.combine:take",
     "train": "foveal.training.loop:train",
 }
 
@@ -54,19 +69,31 @@ __all__ = [
     "Console",
     "DataSet",
     "Draws",
+    "Encoded",
     "Evaluation",
     "FovealError",
     "Guess",
     "Prediction",
     "Recipe",
     "Source",
+    "StreamSource",
     "TrainResult",
+    "balanced",
+    "concat",
     "end_points",
     "evaluate",
+    "expand",
+    "filtered",
     "load_recipe",
+    "mix",
     "override_recipe",
     "predict",
     "read_recipe",
+    "relabel",
+    "skip",
+    "split",
+    "subset",
+    "take",
     "train",
 ]
 

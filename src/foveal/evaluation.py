@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from foveal.data.augment import Normalizer
 from foveal.data.catalog import open_data
+from foveal.data.input import evaluation_pipeline
 from foveal.data.loader import Loader
+from foveal.data.sampler import EvaluationBatches, Sample
 from foveal.device import autocast, configured
 from foveal.errors import CheckpointError, DataError, UnknownNameError
 from foveal.inference import open_run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from foveal.data.corrupt import CorruptRecord
     from foveal.data.download import ProgressReporter
     from foveal.data.source import Source
     from foveal.inference import Weights
@@ -58,6 +60,7 @@ class Evaluation:
         step: of the checkpoint.
         weights: ``ema`` (averaged) or ``raw``.
         split: the part of the data.
+        corrupt: damaged records, which were left out.
     """
 
     accuracy: float
@@ -70,6 +73,7 @@ class Evaluation:
     step: int = 0
     weights: Weights = "raw"
     split: str = "test"
+    corrupt: tuple[CorruptRecord, ...] = ()
 
     @property
     def precision(self) -> NDArray[np.float64]:
@@ -100,6 +104,7 @@ class Evaluation:
             **top5,
             **self.metrics,
             "examples": self.examples,
+            **({"left_out": len(self.corrupt)} if self.corrupt else {}),
         }
 
     def report(self) -> dict[str, Any]:
@@ -154,9 +159,9 @@ def evaluate(
     source = open_data(part, progress=progress).part(split)
     if list(source.classes) != state["classes"]:
         raise DataError(f"{data or part.name}: other classes than {run} was trained on")
-    if list(source.image_shape) != state["image_shape"]:
-        wanted = " x ".join(map(str, state["image_shape"]))
-        found = " x ".join(map(str, source.image_shape))
+    shape = evaluation_pipeline(recipe, source).image_shape
+    if list(shape) != state["image_shape"]:
+        wanted, found = (" x ".join(map(str, each)) for each in (state["image_shape"], shape))
         raise DataError(f"{data or part.name}: images of {found}; {run} was trained on {wanted}")
     with configured(recipe):
         return evaluate_network(
@@ -202,7 +207,13 @@ def evaluate_network(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     top5 = torch.zeros((), dtype=torch.int64, device=device)
     extra = {name: find_metric(name, classes).to(device) for name in metrics}
-    for images, targets in _batches(source, recipe):
+    counted = 0
+    corrupt: list[CorruptRecord] = []
+    for images, targets, damaged in _batches(source, recipe):
+        corrupt += damaged
+        counted += len(targets)
+        if not len(targets):
+            continue
         labels = targets.to(device)
         logits = _infer(model, images.to(device), recipe.precision, averages)
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
@@ -212,23 +223,25 @@ def evaluate_network(
             top5 += (logits.topk(5).indices == labels[:, None]).sum()
         for metric in extra.values():
             metric.update(logits.softmax(dim=1), labels)
-    total = len(source)
+    if not counted:
+        raise DataError(f"{corrupt[0].reason}; nothing of the {split} part can be read")
     if not loss.isfinite():
         raise CheckpointError(
             f"the loss on the {split} part is {loss.item()} with the weights of step {step}: training "
             "diverged; use another --checkpoint, or a lower learning rate"
         )
     return Evaluation(
-        accuracy=int(confusion.trace()) / total,
-        loss=float(loss) / total,
-        examples=total,
+        accuracy=int(confusion.trace()) / counted,
+        loss=float(loss) / counted,
+        examples=counted,
         confusion=confusion.cpu().numpy(),
         classes=tuple(source.classes),
-        top5_accuracy=int(top5) / total if classes > 5 else None,
+        top5_accuracy=int(top5) / counted if classes > 5 else None,
         metrics={name: float(metric.compute()) for name, metric in extra.items()},
         step=step,
         weights=weights,
         split=split,
+        corrupt=tuple(corrupt),
     )
 
 
@@ -257,18 +270,18 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _batches(source: Source, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(source: Source, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, tuple[CorruptRecord, ...]]]:
     """Every example once, in order: images float32 ``[B, C, H, W]`` channels_last, targets int64 ``[B]``."""
-    normalize = Normalizer(recipe.normalization, source.image_shape[2])
-    size = recipe.evaluation.batch_size
+    pipeline = evaluation_pipeline(recipe, source)
+    numbered = EvaluationBatches(len(source), recipe.evaluation.batch_size)
 
-    def prepare(number: int) -> tuple[Tensor, Tensor]:
-        indices = np.arange(number * size, min((number + 1) * size, len(source)))
-        batch = source.read(indices)
-        images = torch.from_numpy(normalize(batch.images)).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(batch.targets)
+    def prepare(number: int) -> tuple[Tensor, Tensor, tuple[CorruptRecord, ...]]:
+        indices = numbered[number]
+        prepared = pipeline(Sample(indices, indices, np.zeros_like(indices)))
+        images = torch.as_tensor(prepared.images).permute(0, 3, 1, 2)
+        return images, torch.as_tensor(prepared.targets), prepared.corrupt
 
-    with Loader(prepare, range(-(-len(source) // size)), threads=int(recipe.loader_threads)) as batches:
+    with Loader(prepare, range(len(numbered)), threads=int(recipe.loader_threads)) as batches:
         yield from batches
 
 

@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from foveal.data.augment import Normalizer
-from foveal.data.decode import read_image
+from foveal.data.decode import read_file
+from foveal.data.input import evaluation_pipeline
 from foveal.data.loader import Loader
+from foveal.data.sampler import Sample
+from foveal.data.source import Batch, Encoded
 from foveal.device import autocast, configured
-from foveal.errors import CheckpointError, ImageError
+from foveal.errors import CheckpointError
 from foveal.inference import open_run
+from foveal.recipe import Invert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
+    from foveal.data.pipeline import Pipeline, Prepared
     from foveal.inference import TrainedRun, Weights
+    from foveal.recipe import Recipe
 
 _BATCH = 32
 
@@ -86,36 +91,57 @@ def predict(
         FovealError: the run or its checkpoint cannot be used.
     """
     trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, report=report)
-    height, width, channels = trained.state["image_shape"]
-    normalize = Normalizer(trained.recipe.normalization, channels)
-    files = [str(image) for image in images]
+    files = _Files(tuple(map(str, images)), trained.state)
+    pipeline = _pipeline(trained.recipe, files, invert=invert)
 
-    def prepare(first: int) -> list[NDArray[np.float32] | str]:
-        return [read(file) for file in files[first : first + _BATCH]]
-
-    def read(file: str) -> NDArray[np.float32] | str:
-        try:
-            pixels = read_image(Path(file), (height, width, channels))
-        except ImageError as error:
-            return str(error)
-        image: NDArray[np.float32] = normalize((255 - pixels if invert else pixels)[None])[0]
-        return image
+    def prepare(first: int) -> Prepared:
+        indices = np.arange(first, min(first + _BATCH, len(files)))
+        return pipeline(Sample(indices, indices, np.zeros_like(indices)))
 
     with configured(trained.recipe), Loader(prepare, range(0, len(files), _BATCH), threads=2) as batches:
         for number, batch in enumerate(batches):
-            names = files[number * _BATCH :]
-            good = [image for image in batch if not isinstance(image, str)]
-            guesses = iter(_classify(trained, good, top) if good else ())
-            for file, image in zip(names, batch, strict=False):
-                if isinstance(image, str):
-                    yield Prediction(file, error=image)
+            errors = {record.key: record.reason for record in batch.corrupt}
+            guesses = iter(_classify(trained, batch.images, top) if len(batch.images) else ())
+            for file in files.paths[number * _BATCH : (number + 1) * _BATCH]:
+                if file in errors:
+                    yield Prediction(file, error=errors[file])
                 else:
                     yield Prediction(file, top=next(guesses))
 
 
-def _classify(trained: TrainedRun, images: list[NDArray[np.float32]], top: int) -> list[tuple[Guess, ...]]:
+class _Files:
+    """Image files as a ``Source`` without labels; what cannot be read is a damaged record."""
+
+    def __init__(self, paths: tuple[str, ...], state: Mapping[str, Any]) -> None:
+        self.paths = paths
+        self.classes = tuple(state["classes"])
+        self.channels = state["image_shape"][2]
+        stored = state["stored_shape"]
+        self.image_shape = stored and tuple(stored)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: NDArray[np.int64]) -> Batch:
+        contents = [read_file(Path(self.paths[index])) for index in indices.tolist()]
+        return Batch(Encoded(contents), np.zeros(len(contents), np.int64))
+
+    def key(self, index: int) -> str:
+        return self.paths[index]
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def _pipeline(recipe: Recipe, files: _Files, *, invert: bool) -> Pipeline:
+    transforms = (*recipe.preprocessing, Invert()) if invert else recipe.preprocessing
+    data = recipe.data.model_copy(update={"on_corrupt": "skip"})
+    return evaluation_pipeline(recipe.model_copy(update={"preprocessing": transforms, "data": data}), files)
+
+
+def _classify(trained: TrainedRun, images: Any, top: int) -> list[tuple[Guess, ...]]:
     classes = trained.state["classes"]
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(trained.device)
+    batch = torch.as_tensor(images).permute(0, 3, 1, 2).to(trained.device)
     with torch.inference_mode(), autocast(trained.device, trained.recipe.precision):
         logits = trained.network(batch)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))

@@ -112,11 +112,15 @@ class RunFolder:
             RunError: it would learn something else than the run did; each differing field is named.
         """
         stored = self.recipe()
+        settled_data: dict[str, object] = {}
         settled: dict[str, object] = {
             key: getattr(stored, key) for key in _AUTO if getattr(recipe, key) == "auto"
         }
         if recipe.data.path is None:
-            settled["data"] = recipe.data.model_copy(update={"path": stored.data.path})
+            settled_data["path"] = stored.data.path
+        if recipe.data.backend == "auto":
+            settled_data["backend"] = stored.data.backend
+        settled["data"] = recipe.data.model_copy(update=settled_data)
         recipe = recipe.model_copy(update=settled)
         changed = differences(stored, recipe)
         if changed:
@@ -147,7 +151,14 @@ class RunFolder:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """What was measured so far, oldest first; damaged lines are left out."""
-        path = self.path / "evaluations.jsonl"
+        return self._records("evaluations.jsonl")
+
+    def corrupt_records(self) -> list[dict[str, Any]]:
+        """Records of the data that were found damaged: ``part``, ``key``, ``reason``."""
+        return self._records("corrupt.jsonl")
+
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         records = []
         for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
             with suppress(ValueError):

@@ -86,7 +86,7 @@ def test_files_without_examples_are_refused(foveal, mnist, mnist_arguments, writ
 def test_parts_of_different_image_sizes_are_refused(foveal, mnist, mnist_arguments, write_idx, tmp_path):
     write_idx(mnist / "t10k-images-idx3-ubyte", np.zeros((20, 12, 12)))
     outcome = foveal(*mnist_arguments, mnist, "--run", tmp_path / "run")
-    outcome.refused(1, "test part", "(12, 12, 1)", "(8, 8, 1)")
+    outcome.refused(2, "test part", "12 x 12 x 1", "8 x 8 x 1")
     assert not (tmp_path / "run").exists()
 
 

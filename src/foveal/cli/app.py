@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from foveal.cli import evaluate, predict, recipes, train
+from foveal.cli import bench, data, evaluate, predict, recipes, train
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 for command in (train.train, evaluate.evaluate, predict.predict, recipes.recipes):
     app.command()(command)
+for group in (data.data, bench.bench):
+    app.add_typer(group)
 
 
 @app.callback()

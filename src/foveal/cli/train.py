@@ -34,15 +34,7 @@ def train(
     from foveal import recipes
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
-    from foveal.errors import UsageError
-    from foveal.recipe import from_toml, override
 
-    if recipe.endswith(".toml"):
-        chosen = from_toml(Path(recipe))
-    elif "/" in recipe or "\\" in recipe:
-        raise UsageError(f"{recipe}: name a recipe or a .toml file; a folder of data is given with --data")
-    else:
-        chosen = recipes.load(recipe)
     changes = list(settings or ())
     if steps is not None:
         changes.append(f"steps={steps}")
@@ -52,7 +44,7 @@ def train(
         changes.append(f"device={device}")
     if data is not None:
         changes.append(f"data.path={data.resolve()}")
-    chosen = override(chosen, changes)
+    chosen = recipes.choose(recipe, changes)
 
     from foveal.training.console import Console
     from foveal.training.loop import train as run_training

@@ -1,6 +1,6 @@
-"""Known data sets: where their files are looked for, and how they become sources.
+"""Data by name: known data sets, and files of the known formats.
 
-A data set's files are taken from the folder the user names, else ``$FOVEAL_DATA/NAME``, else the user's
+A known data set's files are taken from the folder the user names, else ``$FOVEAL_DATA/NAME``, else the user's
 cache folder, else they are downloaded into the cache folder.
 """
 
@@ -9,21 +9,25 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import platformdirs
 
-from foveal.data.cifar import CIFAR10_ARCHIVE, CIFAR100_ARCHIVE, open_cifar10, open_cifar100
 from foveal.data.download import RemoteFile, fetch_all
-from foveal.data.idx import read_idx_pair
-from foveal.data.source import ArraySource, DataSet, Sliceable
+from foveal.data.formats.cifar import CIFAR10_ARCHIVE, CIFAR100_ARCHIVE, open_cifar10, open_cifar100
+from foveal.data.formats.idx import read_idx_pair
+from foveal.data.source import ArraySource, DataSet
 from foveal.errors import DataError, RecipeError, UnknownNameError
 from foveal.registry import call_factory, load_factory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from foveal.data.download import ProgressReporter
     from foveal.recipe import DataPart
+    from foveal.recipe.schema import Split
 
 _DIGITS = tuple("0123456789")
 
@@ -59,28 +63,71 @@ _MNIST_FILES = tuple(
 
 
 def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> DataSet:
-    """The data a recipe trains on, with ``part.validation`` examples held out.
+    """The data a recipe trains on, with what it holds out.
 
     Args:
         part: the recipe's ``data`` table.
-        progress: told of downloads.
+        progress: told of downloads and of indexing.
 
     Raises:
         DataError: files are missing, malformed or inconsistent.
         UnknownNameError: no data set has that name.
     """
-    if ":" in part.name:
-        factory = load_factory(part.name, "data.name")
-        options = {"path": part.path, **part.options} if part.path else part.options
-        data = call_factory(factory, part.name, "data.options", options)
+    data = _open(part.name, part.options, part.path, progress)
+    if part.validation is None and part.split is None:
+        return data
+    if data.validation is not None:
+        raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
+    if part.split is not None:
+        return _split(data, part.split)
+    return _hold_out(data, part.validation or 0)
+
+
+def open_path(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002 - the field's word
+    options: Mapping[str, Any] = MappingProxyType({}),
+    progress: ProgressReporter | None = None,
+) -> DataSet:
+    """The data at a path, in any known format.
+
+    Args:
+        path: a file, a folder or a pattern, as the format wants it.
+        format: its name; by default it is recognised by contents.
+        options: the format's, as in a recipe.
+        progress: told of indexing.
+
+    Raises:
+        DataError: files are missing, malformed or inconsistent, or of no known format.
+        UnknownNameError: no format, or no option of it, has that name.
+    """
+    if format is not None and format not in _KNOWN and format not in _FORMATS:
+        raise UnknownNameError("format", format, [*_KNOWN, *_FORMATS])
+    return _open(format or "auto", options, path, progress)
+
+
+def _open(
+    name: str, options: Mapping[str, Any], path: Path | None, progress: ProgressReporter | None
+) -> DataSet:
+    if ":" in name:
+        factory = load_factory(name, "data.name")
+        data = call_factory(factory, name, "data.options", {"path": path, **options} if path else options)
         if not isinstance(data, DataSet):
-            raise RecipeError(f"data.name: {part.name} returned {type(data).__name__}, not a foveal DataSet")
-    elif part.name not in _KNOWN:
+            raise RecipeError(f"data.name: {name} returned {type(data).__name__}, not a foveal DataSet")
+        return data
+    if name not in _KNOWN and name not in _FORMATS and name != "auto":
         hint = "(your own: data.name = 'package.module:factory')"
-        raise UnknownNameError("data set", part.name, _KNOWN, hint)
-    else:
-        data = call_factory(_KNOWN[part.name], part.name, "data.options", part.options, part.path, progress)
-    return data if part.validation is None else _hold_out(data, part.validation)
+        raise UnknownNameError("data set or format", name, [*_KNOWN, *_FORMATS, "auto"], hint)
+    if path is None and name not in _KNOWN:
+        raise RecipeError(f"data.name = {name!r} is a format: say with --data where the files are")
+    if path is not None and name == "auto":
+        from foveal.data.formats.recognise import recognise
+
+        name = recognise(path)
+    opener = _KNOWN.get(name) or load_factory(_FORMATS[name], "data.name")
+    opened: DataSet = call_factory(opener, name, "data.options", options, path, progress)
+    return opened
 
 
 def _digits(folder: Path | None, _progress: ProgressReporter | None) -> DataSet:
@@ -120,7 +167,21 @@ def _cifar100(
     return open_cifar100(path or locate("cifar100", None, (CIFAR100_ARCHIVE,), progress), labels, progress)
 
 
-_KNOWN = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "cifar100": _cifar100}
+_KNOWN: dict[str, Callable[..., DataSet]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+}
+_FORMATS = {  # imported when they are used: some need slow libraries
+    "arrays": "foveal.data.formats.arrays:open_arrays",
+    "csv": "foveal.data.formats.table:open_csv",
+    "fixed_length": "foveal.data.formats.fixed_length:open_fixed_length",
+    "folder": "foveal.data.formats.folder:open_folder",
+    "idx": "foveal.data.formats.idx:open_idx",
+    "parquet": "foveal.data.formats.parquet:open_parquet",
+    "tfrecord": "foveal.data.formats.tfrecords:open_tfrecords",
+}
 
 
 def locate(
@@ -156,11 +217,19 @@ def _hold_out(data: DataSet, count: int) -> DataSet:
     """Move the first ``count`` training examples to the validation part."""
     if count == 0:
         return data
-    if data.validation is not None:
-        raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
-    if not isinstance(data.train, Sliceable):
-        raise RecipeError("data.validation: this source cannot be cut; make the validation part yourself")
     size = len(data.train)
     if count >= size:
         raise RecipeError(f"data.validation = {count} leaves nothing of {size} examples to train on")
-    return DataSet(data.train.slice(count, size), data.train.slice(0, count), data.test)
+    from foveal.data.combine import skip, take
+
+    return DataSet(skip(data.train, count), take(data.train, count), data.test)
+
+
+def _split(data: DataSet, shares: Split) -> DataSet:
+    """Set shares of the training examples aside, equal images together."""
+    if shares.test and data.test is not None:
+        raise RecipeError("data.split.test: these data have a test part of their own; leave it out")
+    from foveal.data.combine import split
+
+    parts = split(data.train, {"validation": shares.validation, "test": shares.test})
+    return DataSet(parts["train"], parts.get("validation"), parts.get("test", data.test))

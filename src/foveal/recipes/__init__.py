@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.errors import UnknownNameError
+from foveal.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
     from foveal.recipe import Recipe
@@ -27,6 +29,21 @@ def load(name: str) -> Recipe:
         UnknownNameError: there is none of that name.
     """
     return _module(name).recipe  # type: ignore[no-any-return]
+
+
+def choose(name: str, changes: Iterable[str] = ()) -> Recipe:
+    """A recipe by name, or from a file that ends in ``.toml``, with ``KEY=VALUE`` changes.
+
+    Raises:
+        UsageError: there is no such recipe, or it becomes impossible.
+    """
+    from foveal.recipe import from_toml, override
+
+    if name.endswith(".toml"):
+        return override(from_toml(Path(name)), changes)
+    if "/" in name or "\\" in name:
+        raise UsageError(f"{name}: name a recipe or a .toml file; a folder of data is given with --data")
+    return override(load(name), changes)
 
 
 def documentation(name: str) -> str:

@@ -17,15 +17,20 @@ from foveal.tensorflow.records import frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from io import BufferedWriter
     from pathlib import Path
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+CORRUPT = "corrupt.jsonl"
 _EVENTS = "events.out.tfevents"
 
 
 class AppendedFile:
-    """A file that only grows, but for being cut back to a recorded length when it is opened."""
+    """A file that only grows, but for being cut back to a recorded length when it is opened.
+
+    Where there is none it is made when there is something to write.
+    """
 
     def __init__(self, path: Path, length: int | None, report: Callable[[str], None]) -> None:
         """Open ``path`` and cut it to ``length`` bytes; with None, leave what is there.
@@ -33,31 +38,39 @@ class AppendedFile:
         Raises:
             RunError: it cannot be written.
         """
-        try:
-            self._file = path.open("ab")
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}") from None
-        size = self._file.seek(0, os.SEEK_END)
+        self._path = path
+        self._file = self._open() if path.exists() else None
+        size = self._file.seek(0, os.SEEK_END) if self._file else 0
         if length is not None and size < length:
             report(
                 f"{path}: {length - size} bytes that the checkpoint knows of are gone; going on without them"
             )
-        elif length is not None:
+        elif length is not None and self._file:
             self._file.truncate(length)
 
     def append(self, data: bytes) -> None:
         """Add to the end; other processes see it at once."""
+        self._file = self._file or self._open()
         self._file.write(data)
         self._file.flush()
 
     def synced_length(self) -> int:
         """Force what was written to the disk; the length in bytes."""
+        if self._file is None:
+            return 0
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> BufferedWriter:
+        try:
+            return self._path.open("ab")
+        except OSError as error:
+            raise RunError(f"{self._path}: cannot be written: {error.strerror}") from None
 
 
 class RunLog:
@@ -80,7 +93,7 @@ class RunLog:
             clock: seconds since 1970.
         """
         self._clock = clock
-        names = (METRICS, EVALUATIONS, self._events_name(folder))
+        names = (METRICS, EVALUATIONS, CORRUPT, self._events_name(folder))
         self._files = {
             name: AppendedFile(folder / name, None if lengths is None else lengths.get(name, 0), report)
             for name in names
@@ -103,6 +116,10 @@ class RunLog:
         """Log an evaluation: ``step``, ``split``, numbers, and ``time``."""
         self._scalars(record["step"], f"{record['split']}/", record)
         self._json(EVALUATIONS, record)  # last: a complete line here means that all was logged
+
+    def corrupt(self, record: Mapping[str, Any]) -> None:
+        """Log a damaged record: ``part``, ``key``, ``reason``."""
+        self._json(CORRUPT, record)
 
     def lengths(self) -> dict[str, int]:
         """Force all logs to the disk; the length of each, for a checkpoint to record."""

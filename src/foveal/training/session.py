@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveal.data.augment import Augmentation, Normalizer
+from foveal.data.corrupt import CorruptLedger
+from foveal.data.input import evaluation_pipeline, training_pipeline, training_sampler, training_source
 from foveal.data.loader import Loader
-from foveal.data.sampler import Sampler
 from foveal.data.source import keys
+from foveal.data.stream import StreamSource
 from foveal.device import find_device
-from foveal.errors import CheckpointError, NonFiniteLossError, RunError
+from foveal.errors import CheckpointError, NonFiniteLossError, RecipeError, RunError
 from foveal.evaluation import Evaluation, evaluate_network, find_metric
 from foveal.models.registry import build_model, end_points
-from foveal.seeding import Draws
 from foveal.training.ema import MovingAverage
 from foveal.training.hooks import Every, FiniteLoss
 from foveal.training.measure import resolve_speed
@@ -24,10 +24,11 @@ from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from foveal.training.step import PreparedBatch, TrainStep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor, nn
 
+    from foveal.data.corrupt import CorruptRecord
     from foveal.data.source import DataSet
     from foveal.recipe import Recipe
     from foveal.run_folder import RunFolder
@@ -58,19 +59,17 @@ class Session:
         Raises:
             FovealError: the recipe contradicts itself or does not fit the data.
         """
-        source = data.train
+        source = training_source(recipe, data)
         self._data = data
+        self._source = source
         self._fingerprint = source.fingerprint()  # reads all of the data: once, and not at every save
         self._console = console
-        self._sampler = Sampler(
-            len(source), recipe.batch_size, recipe.seed.data, recipe.data.batching, recipe.data.shuffle
-        )
+        self._sampler = training_sampler(recipe, source)
         self.total_steps = recipe.steps or self._sampler.steps(recipe.epochs or 0)
-        self._augment = Augmentation(recipe.augmentation, source.image_shape)
-        self._normalize = Normalizer(recipe.normalization, source.image_shape[2])
-        self._data_seed = recipe.seed.data
+        self._pipeline = training_pipeline(recipe, source)
+        _check_shapes(recipe, data, self._pipeline.image_shape)
         self._device = find_device(recipe.device)
-        model = build_model(recipe.model, len(source.classes), source.image_shape, recipe.seed.init)
+        model = build_model(recipe.model, len(source.classes), self._pipeline.image_shape, recipe.seed.init)
         _check_names(recipe, model, len(source.classes))
         self.recipe = resolve_speed(recipe, model, self.prepare(0), self.total_steps)
         self._model = model.to(self._device).train()
@@ -81,6 +80,7 @@ class Session:
         self.train_seconds = 0.0
         self._best: dict[str, Any] | None = None
         self._validation: dict[str, Any] | None = None
+        self._ledger = CorruptLedger(recipe.data.corrupt_budget, len(source))
         self._last_loss: Tensor | None = None
         self._guard = FiniteLoss(self._keys)
         self._log_due = Every(recipe.logging.every, self._sampler)
@@ -105,24 +105,32 @@ class Session:
         folder.write_recipe(self.recipe)
         tested = self.test_record() is not None
         self._log = RunLog(folder.path, None if tested else lengths, report=self._console.message)
+        self._ledger.restore(record["key"] for record in folder.corrupt_records())
         self._logged = (self.step, self.train_seconds, 0.0)  # step, seconds and waiting at the last record
 
     def prepare(self, step: int) -> PreparedBatch:
         """What step number ``step`` (from 0) trains on; depends on nothing else, and runs on any thread."""
-        sample = self._sampler.sample(step)
-        batch = self._data.train.read(sample.indices)
-        images = self._augment(batch.images, Draws(self._data_seed, sample.positions))
-        pixels = torch.from_numpy(self._normalize(images)).permute(0, 3, 1, 2)
-        targets = torch.from_numpy(batch.targets)
+        prepared = self._pipeline(self._sampler.sample(step))
+        images = torch.as_tensor(prepared.images).permute(0, 3, 1, 2)
+        targets = torch.as_tensor(prepared.targets)
         if self._device.type == "cuda":
-            pixels, targets = pixels.pin_memory(), targets.pin_memory()
-        return PreparedBatch(pixels, targets, sample)
+            images, targets = (each if each.is_cuda else each.pin_memory() for each in (images, targets))
+        return PreparedBatch(images, targets, prepared.sample, prepared.corrupt)
 
     def batches(self) -> Loader[PreparedBatch]:
         """The remaining steps' batches, prepared ahead; training time counts from here."""
         self._resumed_at = time.perf_counter()
+        threads = int(self.recipe.loader_threads)
+        if isinstance(self._source, StreamSource):  # what comes next comes once, and to one thread
+            threads = 1
+            self._source.restart(self.step * self.recipe.batch_size)
+            if self.step:
+                self._console.message("the data are a stream, which begins anew")
         self._loader = Loader(
-            self.prepare, range(self.step, self.total_steps), threads=int(self.recipe.loader_threads)
+            self.prepare,
+            range(self.step, self.total_steps),
+            threads=threads,
+            report=self._console.message,
         )
         return self._loader
 
@@ -134,6 +142,7 @@ class Session:
         self._last_loss = loss
         self._guard.add(self.step, loss)
         self._console.step(self.step)
+        self._note_corrupt("train", batch.corrupt)
         last = self.step == self.total_steps
         record: dict[str, Any] = {"step": self.step}
         if self._log_due.due(self.step) or last:
@@ -190,6 +199,7 @@ class Session:
         )
         self._resumed_at = time.perf_counter()  # the clock stood still meanwhile
         self.train_seconds = elapsed
+        self._note_corrupt(split, result.corrupt)
         record = {**result.record(), "time": {"wall": time.time()}}
         self._log.evaluation(record)
         self._console.evaluation(record)
@@ -258,6 +268,12 @@ class Session:
         self._model.train()
         return {name: _summary(found[name]) for name in wanted}
 
+    def _note_corrupt(self, part: str, records: Iterable[CorruptRecord]) -> None:
+        """Enter damaged records into the ledger of the run; only new ones are reported."""
+        for record in self._ledger.add(records):
+            self._log.corrupt({"part": part, "key": record.key, "reason": record.reason})
+            self._console.message(f"left out: {record.reason}")
+
     def _check_finite(self) -> None:
         """Raise NonFiniteLossError if a loss so far, or a weight now, is infinite or NaN."""
         self._guard.check()
@@ -266,7 +282,7 @@ class Session:
             raise NonFiniteLossError(self.step, loss, self._keys(self.step), "weights")
 
     def _keys(self, step: int) -> list[str]:
-        return keys(self._data.train, self._sampler.sample(step - 1).indices)
+        return keys(self._source, self._sampler.sample(step - 1).indices)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
@@ -278,7 +294,8 @@ class Session:
             "best": self._best,
             "logs": self._log.lengths(),
             "classes": list(source.classes),
-            "image_shape": list(source.image_shape),
+            "image_shape": list(self._pipeline.image_shape),
+            "stored_shape": source.image_shape and list(source.image_shape),
             "data": self._fingerprint,
         }
 
@@ -306,6 +323,21 @@ class Session:
         if self.step < self.total_steps:
             self._console.message(f"continuing from step {self.step} ({stored.folder})")
         return dict(state["logs"])
+
+
+def _check_shapes(recipe: Recipe, data: DataSet, trained: tuple[int, int, int]) -> None:
+    """Raise RecipeError if evaluations would show the network images of another shape than training."""
+    for name, part in data.parts().items():
+        shape = evaluation_pipeline(recipe, part).image_shape
+        if name != "train" and shape != trained:
+            raise RecipeError(
+                f"the network would see images of {_times(trained)} in training, and of {_times(shape)} "
+                f"from the {name} part: make them one size with augmentation and preprocessing"
+            )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _check_names(recipe: Recipe, model: nn.Module, classes: int) -> None:

@@ -15,6 +15,7 @@ from foveal.training.optimizer import build_optimizer
 from foveal.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
+    from foveal.data.corrupt import CorruptRecord
     from foveal.data.sampler import Sample
     from foveal.recipe import Recipe
 
@@ -25,13 +26,15 @@ class PreparedBatch:
 
     Attributes:
         images: float32 ``[B, C, H, W]``, channels_last.
-        targets: int64 ``[B]``.
+        targets: int64 ``[B]``, or float32 ``[B, classes]`` where images were mixed.
         sample: which examples these are.
+        corrupt: records that others stand in for.
     """
 
     images: Tensor
     targets: Tensor
     sample: Sample
+    corrupt: tuple[CorruptRecord, ...] = ()
 
 
 class TrainStep:

@@ -230,14 +230,18 @@ class TestValidation:
     [
         ("mnst", "did you mean 'mnist'?"),
         ("digit", "did you mean 'digits'?"),
-        ("xyz", "known: cifar10, cifar100, digits, mnist"),
+        (
+            "xyz",
+            "known: arrays, auto, cifar10, cifar100, csv, digits, fixed_length, folder, idx, mnist, "  # noqa: ISC004
+            "parquet, tfrecord",
+        ),
     ],
 )
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(name, advice):
     with pytest.raises(UnknownNameError) as caught:
         open_data(DataPart(name=name))
     assert str(caught.value) == (
-        f"no data set named '{name}': {advice} (your own: data.name = 'package.module:factory')"
+        f"no data set or format named '{name}': {advice} (your own: data.name = 'package.module:factory')"
     )
 
 
@@ -248,14 +252,6 @@ from foveal import ArraySource, DataSet
 def make(path=None, count=6):
     source = ArraySource(np.zeros((count, 2, 2, 1), np.uint8), np.zeros(count, np.int64), ("x",), str(path))
     return DataSet(source)
-
-class Uncut:
-    classes, image_shape = ("x",), (2, 2, 1)
-    def __len__(self):
-        return 5
-
-def uncut():
-    return DataSet(Uncut())
 
 def nothing():
     return None
@@ -299,7 +295,6 @@ class TestOwnFactory:
             ({"name": ":make"}, RecipeError, "':make': write 'package.module:factory'"),
             ({"name": ".my_own_data:make"}, RecipeError, "write 'package.module:factory'"),
             ({"name": "my_own_data:picky"}, RecipeError, "missing 1 required positional argument: 'count'"),
-            ({"name": "my_own_data:uncut", "validation": 1}, RecipeError, "this source cannot be cut"),
         ],
     )
     def test_that_cannot_be_used_is_refused(self, part, error, message):

@@ -27,7 +27,7 @@ def batch(first: int = 0) -> PreparedBatch:
     positions = np.arange(first, first + 24)
     images = torch.rand(24, 28, 28, 1, generator=generator).permute(0, 3, 1, 2)
     targets = torch.randint(10, (24,), generator=generator)
-    return PreparedBatch(images, targets, Sample(positions, positions))
+    return PreparedBatch(images, targets, Sample(positions, positions, np.zeros_like(positions)))
 
 
 def step_of(chosen: Recipe) -> tuple[torch.nn.Module, TrainStep]:
