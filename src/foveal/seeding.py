@@ -160,7 +160,7 @@ def permute(ranks: ArrayLike, size: int, seed: int, purpose: str) -> NDArray[np.
     Returns:
         int64 array of the shape of ``ranks``, values in [0, size).
     """
-    keys = bits(seed, purpose, np.arange(_ROUNDS))
+    keys = _round_keys(seed, purpose)
     wide = np.uint64(2 * math.ceil(math.sqrt(size) / 2))  # even: odd shifts give even permutations alone
     tall = np.uint64(-(-size // int(wide)))
     values = np.asarray(ranks).astype(np.uint64)
@@ -172,6 +172,11 @@ def permute(ranks: ArrayLike, size: int, seed: int, purpose: str) -> NDArray[np.
         values[outside] = _feistel(values[outside], wide, tall, keys)
         outside = values >= np.uint64(size)
     return values.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, purpose: str) -> NDArray[np.uint64]:
+    return bits(seed, purpose, np.arange(_ROUNDS))
 
 
 def _feistel(

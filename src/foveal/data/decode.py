@@ -1,7 +1,8 @@
 """Image files to pixels, with limits: nothing a file claims can exhaust memory.
 
-JPEG is decoded by libjpeg-turbo through simplejpeg, whose every warning is an error; all else, and JPEG of
-four inks, by Pillow. Pixels are upright (EXIF orientation applied), of 8 bits, transparency laid on white.
+JPEG is decoded by libjpeg-turbo through simplejpeg, whose every warning is an error; all else, JPEG of four
+inks, and everything where there is no Numba to resize with, by Pillow. Pixels are upright (EXIF orientation
+applied), of 8 bits, with transparency laid on white.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import struct
 import threading
 import zlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -125,7 +127,7 @@ def decode_batch(
 def decode_into(pixels: NDArray[np.uint8], content: bytes, window: Window | None, key: str) -> None:
     """:func:`decode`, into an array of the shape wanted."""
     try:
-        if content.startswith(_JPEG) and (found := _scan_jpeg(content)).plain:
+        if content.startswith(_JPEG) and (found := _scan_jpeg(content)).plain and find_spec("numba"):
             _check_size(found.width, found.height, content, key)
             if _decode_jpeg(pixels, content, window, found):
                 return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from foveal.data.combine import balanced
 from foveal.data.pipeline import Pipeline, makes_one_size
+from foveal.data.resident import resident_limit
 from foveal.data.sampler import Sampler
 from foveal.data.stream import StreamSource
 from foveal.errors import RecipeError
@@ -48,7 +49,8 @@ def training_pipeline(recipe: Recipe, source: Source) -> Pipeline:
     transforms = recipe.augmentation
     if source.image_shape is None and not makes_one_size(transforms):
         transforms = (*recipe.preprocessing, *transforms)
-    return _pipeline(recipe, source, transforms, "replace", "augmentation")
+    limit = resident_limit(recipe.device)  # examples come again and again; in evaluations they do not
+    return _pipeline(recipe, source, transforms, "replace", "augmentation", limit)
 
 
 def evaluation_pipeline(recipe: Recipe, source: Source) -> Pipeline:
@@ -62,6 +64,7 @@ def _pipeline(
     transforms: Sequence[Transform],
     damaged: Literal["replace", "leave_out"],
     field: str,
+    resident_bytes: int = 0,
 ) -> Pipeline:
     return Pipeline(
         source,
@@ -72,6 +75,7 @@ def _pipeline(
         device=recipe.device,
         corrupt=damaged if recipe.data.on_corrupt == "skip" else "error",
         field=field,
+        resident_bytes=resident_bytes,
     )
 
 

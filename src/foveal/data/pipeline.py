@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from foveal.data.augmentation.augment import Augmentation
 from foveal.data.corrupt import CorruptRecord
+from foveal.data.resident import make_resident
 from foveal.data.sampler import Sample
 from foveal.data.source import Encoded, channels_of, keys
 from foveal.data.stream import StreamSource
@@ -55,7 +55,7 @@ class Prepared:
 class _Pixels(NamedTuple):
     """Images of one size, uint8 or float32 ``[B, H, W, C]``, and their classes, int64 ``[B]``."""
 
-    images: NDArray[np.uint8] | NDArray[np.float32]
+    images: Any  # an array, or a tensor of the device
     targets: NDArray[np.int64]
 
 
@@ -72,6 +72,7 @@ class Pipeline:
         corrupt: what becomes of a damaged record: ``error``; ``replace``, by another example that is computed
             from its position; or ``leave_out``, and the batch is smaller.
         field: the recipe's field the transforms stand in, for messages.
+        resident_bytes: images of up to so many bytes in all are kept on the device, where torch computes.
 
     Attributes:
         seconds: what all threads together have spent on reading, decoding and distorting, by these names.
@@ -91,6 +92,7 @@ class Pipeline:
         device: str = "cpu",
         corrupt: Literal["error", "replace", "leave_out"] = "error",
         field: str = "augmentation",
+        resident_bytes: int = 0,
     ) -> None:
         self._source, self._seed, self._corrupt = source, seed, corrupt
         self._by_decoding = source.image_shape is None or (makes_one_size(transforms) and _is_encoded(source))
@@ -103,6 +105,8 @@ class Pipeline:
             device=device,
             field=field,
         )
+        keep = backend == "torch" and resident_bytes > 0
+        self._resident = make_resident(source, device, resident_bytes) if keep else None
         self.seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
@@ -121,11 +125,12 @@ class Pipeline:
         """
         batch, sample, corrupt = self._pixels(sample)
         draws = self._draws(sample)
-        with self._timed("distort"):
-            images: Any = self._augment(batch.images, draws)
-            targets: Any = batch.targets
-            if self._augment.mixes:
-                images, targets = self._augment.mix(images, targets, len(self._source.classes), draws)
+        start = time.perf_counter()
+        images: Any = self._augment(batch.images, draws)
+        targets: Any = batch.targets
+        if self._augment.mixes:
+            images, targets = self._augment.mix(images, targets, len(self._source.classes), draws)
+        self._count("distort", start)
         return Prepared(images, targets, sample, corrupt)
 
     def distort(self, sample: Sample) -> NDArray[np.float32]:
@@ -146,21 +151,26 @@ class Pipeline:
         return self._one_by_one(sample)
 
     def _read(self, sample: Sample) -> _Pixels:
-        with self._timed("read"):
-            batch = self._source.read(sample.indices)
+        start = time.perf_counter()
+        if self._resident is not None:
+            found = _Pixels(*self._resident.read(sample.indices))
+            self._count("read", start)
+            return found
+        batch = self._source.read(sample.indices)
+        start = self._count("read", start)
         images = batch.images
         if not isinstance(images, Encoded):
             return _Pixels(images, batch.targets)
         from foveal.data.decode import decode_batch, read_header
 
-        with self._timed("decode"):
-            names = keys(self._source, sample.indices)
-            windows = None
-            if self._by_decoding:
-                headers = [read_header(*each) for each in zip(images.contents, names, strict=True)]
-                sizes = np.array([header[:2] for header in headers], np.int64)
-                windows = self._augment.windows(sizes, self._draws(sample)).tolist()
-            pixels = decode_batch(images.contents, self._augment.decoded_shape, windows, names)
+        names = keys(self._source, sample.indices)
+        windows = None
+        if self._by_decoding:
+            headers = [read_header(*each) for each in zip(images.contents, names, strict=True)]
+            sizes = np.array([header[:2] for header in headers], np.int64)
+            windows = self._augment.windows(sizes, self._draws(sample)).tolist()
+        pixels = decode_batch(images.contents, self._augment.decoded_shape, windows, names)
+        self._count("decode", start)
         return _Pixels(pixels, batch.targets)
 
     def _one_by_one(self, sample: Sample) -> tuple[_Pixels, Sample, tuple[CorruptRecord, ...]]:
@@ -199,14 +209,12 @@ class Pipeline:
             for attempt in range(_TRIES):
                 yield int(draws.integers(f"replacement/{attempt}", 0, len(self._source) - 1)[0])
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - start
+    def _count(self, stage: str, start: float) -> float:
+        """Add the time since ``start`` to a stage's; the time now."""
+        now = time.perf_counter()
+        with self._lock:
+            self.seconds[stage] += now - start
+        return now
 
 
 def makes_one_size(transforms: Sequence[Transform]) -> bool:

@@ -115,3 +115,20 @@ def scan(
         intact[count] = stop - start <= longest and masked_crc(content, start, stop) == stored
         count, at = count + 1, stop + 4
     return count, at
+
+
+@kernel
+def all_intact(content: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+    """Whether there are records whose data begin and end here (int64 ``[N]``), with the right checksums.
+
+    Twelve bytes before each beginning, and four after each end, are in the content.
+    """
+    for record in range(len(starts)):
+        start, stop = starts[record], stops[record]
+        if (
+            _little_endian(content, start - 12, 8) != np.uint64(stop - start)
+            or masked_crc(content, start - 12, start - 4) != np.uint32(_little_endian(content, start - 4, 4))
+            or masked_crc(content, start, stop) != np.uint32(_little_endian(content, stop, 4))
+        ):
+            return False
+    return True

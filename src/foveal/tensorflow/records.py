@@ -281,6 +281,8 @@ class RecordFile:
             raise IndexError(
                 f"{self.path} has the records 0 to {len(self) - 1}, not all of {wanted.tolist()}"
             )
+        if (held := self._held(wanted)) is not None:
+            return held
         places = self.index[wanted].tolist()
         content = b"".join([self._bytes(length + 16, offset) for offset, length in places])
         found, intact, _ = _scan(content, len(wanted))
@@ -294,6 +296,21 @@ class RecordFile:
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """As :meth:`read_block`, each record's data for itself."""
         return list(self.read_block(indices))
+
+    def _held(self, wanted: NDArray[np.int64]) -> RecordBlock | None:
+        """Records where they lie in memory; None where they do not, are long, or not all are intact."""
+        offsets, lengths = self.index[wanted].T
+        if self._content is None or lengths.max(initial=0) > _SHORT:
+            return None
+        try:
+            from foveal.tensorflow.record_scan import all_intact
+        except ImportError:  # there is no Numba
+            return None
+        starts = offsets + 12
+        stops = starts + lengths
+        if not all_intact(np.frombuffer(self._content, np.uint8), starts, stops):
+            return None
+        return RecordBlock(self._content, starts, stops)
 
     def _record(self, number: int, offset: int, length: int) -> bytes:
         framed, place = self._bytes(length + 16, offset), (self.path, number, offset)

@@ -130,12 +130,13 @@ class Augmentation:
                 return central_windows(self._sizing, sizes)
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
 
-    def __call__(self, images: NDArray[np.uint8] | NDArray[np.float32], draws: Draws) -> Any:
+    def __call__(self, images: Any, draws: Draws) -> Any:
         """Distort and normalise.
 
         Args:
-            images: uint8 ``[B, H, W, C]`` of ``decoded_shape``; it is left as it is. Without transforms also
-                float32, which is normalised as it is: (x - mean) / deviation.
+            images: uint8 ``[B, H, W, C]`` of ``decoded_shape``, an array, or a tensor of the device; it is
+                left as it is. Without transforms also a float32 array, which is normalised as it is:
+                (x - mean) / deviation.
             draws: those of the batch.
 
         Returns:
@@ -144,11 +145,11 @@ class Augmentation:
         Raises:
             RecipeError: there are transforms, and images that are not bytes.
         """
-        if images.dtype.kind == "f":
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             return self._backend.put(self._normalized(images))
         return self._run(images, draws, self._finish)
 
-    def distort(self, images: NDArray[np.uint8] | NDArray[np.float32], draws: Draws) -> NDArray[np.float32]:
+    def distort(self, images: Any, draws: Draws) -> NDArray[np.float32]:
         """Distort only: float32 ``[B, *output_shape]``, pixel values on the scale of 0 to 255."""
         return self._backend.host(self._run(images, draws, self._pixels))
 
@@ -156,9 +157,9 @@ class Augmentation:
         """Apply ``mixup`` or ``cutmix`` to finished images; see ``mixing.mix``."""
         return mix(images, targets, num_classes, self._mixing, draws)
 
-    def _run(self, images: NDArray[Any], draws: Draws, finish: Finish) -> Any:
+    def _run(self, images: Any, draws: Draws, finish: Finish) -> Any:
         # The kernels trust their arguments.
-        if images.dtype != np.uint8 or images.shape[1:] != self.decoded_shape:
+        if not _is_bytes(images) or images.shape[1:] != self.decoded_shape:
             shape = ", ".join(map(str, self.decoded_shape))
             raise ValueError(f"uint8 [B, {shape}] expected, not {images.dtype} {list(images.shape)}")
         batch = self._backend.put(images)
@@ -269,6 +270,11 @@ class Augmentation:
             case RandomOrder(transforms=transforms):
                 for each in transforms:
                     self._check(number, each)
+
+
+def _is_bytes(images: Any) -> bool:
+    """Whether an array, or a tensor, is of uint8."""
+    return images.dtype == np.uint8 if isinstance(images, np.ndarray) else str(images.dtype) == "torch.uint8"
 
 
 def _shift(segment: Segment, transform: Translate | PadCrop | RandomCrop | CentralCrop, purpose: str) -> None:

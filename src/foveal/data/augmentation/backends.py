@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from foveal.data.augmentation.program import TABLE
+from foveal.seeding import bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +72,7 @@ class NumbaBackend:
     def __init__(self) -> None:
         from foveal.data.augmentation import kernels, resampling_kernels
 
+        bits(0, "start", [0])  # Numba's own start takes a third of a second: here, and not in the first batch
         self._kernels = kernels
         self.affine = resampling_kernels.affine
         self.resize = resampling_kernels.resize
@@ -81,7 +83,8 @@ class NumbaBackend:
 
     def put(self, images: NDArray[Any]) -> NDArray[Any]:
         """Contiguous, and writeable: to Numba, what is not is another type, and compiled anew."""
-        return np.require(images, requirements=("C", "W"))
+        plain = images.flags.c_contiguous and images.flags.writeable
+        return images if plain else np.require(images, requirements=("C", "W"))
 
     def host(self, images: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

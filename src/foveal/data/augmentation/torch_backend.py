@@ -46,8 +46,10 @@ class TorchBackend:
         self._device = find_device(device)
         self._double = torch.float32 if self._device.type == "mps" else torch.float64  # Metal has no float64
 
-    def put(self, images: NDArray[Any]) -> Tensor:
-        """A copy on the device."""
+    def put(self, images: NDArray[Any] | Tensor) -> Tensor:
+        """On the device: a copy of an array, a tensor itself."""
+        if isinstance(images, torch.Tensor):
+            return images.to(self._device)
         return torch.tensor(images, device=self._device)
 
     def host(self, images: Tensor) -> NDArray[Any]:
