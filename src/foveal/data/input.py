@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from foveal.data.augmentation.augment import sizing
 from foveal.data.combine import balanced
-from foveal.data.pipeline import Pipeline, makes_one_size
+from foveal.data.pipeline import Pipeline
 from foveal.data.resident import resident_limit
 from foveal.data.sampler import Sampler
 from foveal.data.stream import StreamSource
@@ -47,7 +48,7 @@ def training_sampler(recipe: Recipe, source: Source) -> Sampler:
 def training_pipeline(recipe: Recipe, source: Source) -> Pipeline:
     """What training does to the images of ``source``."""
     transforms = recipe.augmentation
-    if source.image_shape is None and not makes_one_size(transforms):
+    if source.image_shape is None and sizing(transforms) is None:
         transforms = (*recipe.preprocessing, *transforms)
     limit = resident_limit(recipe.device)  # examples come again and again; in evaluations they do not
     return _pipeline(recipe, source, transforms, "replace", "augmentation", limit)

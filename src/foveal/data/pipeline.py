@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from foveal.data.augmentation.augment import Augmentation
+from foveal.data.augmentation.augment import Augmentation, sizing
 from foveal.data.corrupt import CorruptRecord
 from foveal.data.resident import make_resident
 from foveal.data.sampler import Sample
 from foveal.data.source import Encoded, channels_of, keys
 from foveal.data.stream import StreamSource
 from foveal.errors import CorruptRecordError, DataError
-from foveal.recipe import CentralCrop, RandomResizedCrop, Resize
 from foveal.seeding import Draws
 
 if TYPE_CHECKING:
@@ -95,7 +94,9 @@ class Pipeline:
         resident_bytes: int = 0,
     ) -> None:
         self._source, self._seed, self._corrupt = source, seed, corrupt
-        self._by_decoding = source.image_shape is None or (makes_one_size(transforms) and _is_encoded(source))
+        self._by_decoding = source.image_shape is None or (
+            sizing(transforms) is not None and _is_encoded(source)
+        )
         self._augment = Augmentation(
             transforms,
             normalization,
@@ -215,16 +216,6 @@ class Pipeline:
         with self._lock:
             self.seconds[stage] += now - start
         return now
-
-
-def makes_one_size(transforms: Sequence[Transform]) -> bool:
-    """Whether a list begins by making images of any size one size: decoding does that on the way."""
-    match transforms[:2]:
-        case [Resize() | RandomResizedCrop() | CentralCrop(size=tuple()), *_]:
-            return True
-        case [CentralCrop(), Resize()]:
-            return True
-    return False
 
 
 def _is_encoded(source: Source) -> bool:

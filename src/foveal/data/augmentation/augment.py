@@ -184,22 +184,16 @@ class Augmentation:
 
     def _size_by_decoding(self, numbered: list[tuple[int, Transform]]) -> tuple[int, int]:
         """Take the transforms that make images one size off the list; give that size."""
-        match [transform for _, transform in numbered[:2]]:
-            case [CentralCrop(fraction=float()) as first, Resize() as second]:
-                self._sizing = first
-                del numbered[:2]
-                return second.size
-            case [
-                Resize(size=size) | RandomResizedCrop(size=size) | CentralCrop(size=tuple() as size) as first,
-                *_,
-            ]:
-                self._sizing = first
-                del numbered[:1]
-                return size
-        raise RecipeError(
-            f"{self._field}: the images differ in size: begin with resize, random_resized_crop or "
-            "central_crop (by size, or by fraction and then resize)"
-        )
+        found = sizing([transform for _, transform in numbered])
+        if found is None:
+            raise RecipeError(
+                f"{self._field}: the images differ in size: begin with resize, random_resized_crop or "
+                "central_crop (by size, or by fraction and then resize)"
+            )
+        count, size = found
+        self._sizing = numbered[0][1]
+        del numbered[:count]
+        return size
 
     def _add(self, number: int, transform: Transform) -> None:
         # Purposes carry the transform's place, so that two of the same kind draw differently.
@@ -270,6 +264,20 @@ class Augmentation:
             case RandomOrder(transforms=transforms):
                 for each in transforms:
                     self._check(number, each)
+
+
+def sizing(transforms: Sequence[Transform]) -> tuple[int, tuple[int, int]] | None:
+    """How many transforms at the beginning of a list make images of any size one size, and which.
+
+    Decoding can do that on the way, and then decodes only the part that is needed. None where the list does
+    not begin so.
+    """
+    match transforms[:2]:
+        case [CentralCrop(fraction=float()), Resize(size=size)]:
+            return 2, size
+        case [Resize(size=size) | RandomResizedCrop(size=size) | CentralCrop(size=tuple() as size), *_]:
+            return 1, size
+    return None
 
 
 def _is_bytes(images: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveal.data.sampler import GROUP
 from foveal.recipe import Cutmix
 from foveal.seeding import seed_for
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
     from foveal.recipe import Mixup
     from foveal.seeding import Draws
-
-GROUP = 16
-"""Images that are mixed among themselves: no rank and no micro-batch may split them."""
 
 
 def mix(
