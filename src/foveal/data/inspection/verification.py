@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foveal.data.corrupt import CorruptRecord
 from foveal.data.decode import decode, read_header
+from foveal.data.formats.parts import find_parts
+from foveal.data.formats.recognise import recognise
+from foveal.data.formats.tfrecords import SUFFIXES
 from foveal.data.loader import Loader
 from foveal.data.source import Batch, Encoded, keys
-from foveal.errors import CorruptRecordError, ImageError
+from foveal.errors import CorruptRecordError, DataError, ImageError
+from foveal.tensorflow.record_framing import RecordError, detect
+from foveal.tensorflow.records import read_blocks, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +27,6 @@ if TYPE_CHECKING:
 
     from foveal.data.download import ProgressReporter
     from foveal.data.source import DataSet, Source
-    from foveal.errors import DataError
 
     T = TypeVar("T")
 
@@ -95,8 +100,37 @@ def verify(data: DataSet, *, threads: int = 1, progress: ProgressReporter | None
 
 
 def verify_unreadable(where: str, error: DataError) -> Verification:
-    """What is to be said of data that cannot even be opened."""
-    return Verification({}, (CorruptRecord(where, _without_key(where, str(error))),))
+    """What is to be said of data that cannot even be opened: why, and bad records of TFRecords."""
+    found = {where: _without_key(where, str(error))}
+    for each in _damaged_records(Path(where)):
+        if f"{each.key}," not in str(error):
+            found[each.key] = each.reason
+    return Verification({}, tuple(CorruptRecord(key, reason) for key, reason in found.items()))
+
+
+def _damaged_records(path: Path) -> Iterator[CorruptRecord]:
+    """The records of TFRecord files that are not what was written, whatever is in them."""
+    try:
+        if recognise(path) != "tfrecord":
+            return
+        files = [file for part in find_parts(path, SUFFIXES, {}).values() for file in part]
+    except DataError:
+        return
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                plain = detect(opened.read(12)) is None
+            if not plain:
+                for _ in read_records(file):
+                    pass
+                continue
+            for block in read_blocks(file, damaged="keep"):
+                for number in (block.number + np.flatnonzero(~block.intact)).tolist():
+                    key = f"{file} record {number}"
+                    yield CorruptRecord(key, "the checksum of its data is wrong: it is damaged")
+        except RecordError as error:
+            key = f"{file} record {error.record}"
+            yield CorruptRecord(key, _without_key(key, str(error)))
 
 
 def rejected(data: DataSet) -> Iterator[CorruptRecord]:
@@ -190,4 +224,4 @@ def _decoded(
 
 
 def _without_key(key: str, text: str) -> str:
-    return text.removeprefix(f"{key}: ")
+    return text.removeprefix(key).lstrip(":, ")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from foveal.data.formats.folder import open_folder
 from foveal.data.inspection.verification import blocks, readable, verify, verify_unreadable
 from foveal.data.source import ArraySource, DataSet
 from foveal.errors import DataError
+from foveal.tensorflow.example import build_example
+from foveal.tensorflow.record_writer import RecordWriter
 
 CLASSES = ("cat", "dog", "ж")
 
@@ -156,6 +159,43 @@ class TestOfDataThatCannotBeRead:
         result = verify_unreadable("a.bin", DataError("a.bin: is empty"))
         assert result.report()["bad"] == [{"key": "a.bin", "reason": "is empty"}]
         assert result.report()["examples"] == 0
+
+
+class TestOfRecordsThatAreNoImages:
+    @pytest.fixture
+    def path(self, tmp_path):
+        """Forty records of something; the data of numbers 7 and 20 are damaged."""
+        path = tmp_path / "some.tfrecord"
+        with RecordWriter(path) as writer:
+            for number in range(40):
+                writer.write(build_example({"words": [b"a", b"b"], "number": number}))
+        content = bytearray(path.read_bytes())
+        length = len(content) // 40
+        for number in (7, 20):
+            content[number * length + length // 2] ^= 1
+        path.write_bytes(content)
+        return path
+
+    def verified(self, path):
+        with pytest.raises(DataError) as caught:
+            open_path(path)
+        return [(each.key, each.reason) for each in verify_unreadable(str(path), caught.value).corrupt]
+
+    def test_names_why_and_every_damaged_one(self, path):
+        why, *bad = self.verified(path)
+        assert why[0] == str(path)
+        assert "which feature is the label" in why[1]
+        assert [key for key, _ in bad] == [f"{path} record 7", f"{path} record 20"]
+        assert all("checksum" in reason for _, reason in bad)
+
+    def test_names_the_one_in_which_the_file_ends(self, path):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 30 // 40 + 20])
+        assert "record 30" in str(self.verified(path))
+
+    def test_names_the_first_damaged_one_of_a_compressed_file(self, path):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        assert "record 7" in str(self.verified(path))
 
 
 def test_progress_counts_the_examples_of_each_part():
