@@ -88,8 +88,8 @@ def bench_data(
         RecipeError: the recipe does not fit them.
         UsageError: the data are a stream, which cannot be read out of order.
     """
-    recipe = resolve_machine(recipe)
     source = training_source(recipe, open_data(recipe.data, progress=progress))
+    recipe = resolve_machine(recipe, decodes=source.image_shape is None)
     if isinstance(source, StreamSource):
         raise UsageError(f"{recipe.name}: its data are a stream: there is no loader to time but its own code")
     counted: Any = _Counted(source)

@@ -45,8 +45,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def resolve_machine(recipe: Recipe) -> Recipe:
-    """Fill in ``device``, ``threads``, ``loader_threads`` and ``data.backend`` where they are ``auto``."""
+def resolve_machine(recipe: Recipe, *, decodes: bool = False) -> Recipe:
+    """Fill in ``device``, ``threads``, ``loader_threads`` and ``data.backend`` where they are ``auto``.
+
+    With ``decodes``, images are decoded as they are used, which takes more time than most networks.
+    """
     threads = processors()
     chosen: dict[str, object] = {}
     if recipe.device == "auto":
@@ -54,7 +57,7 @@ def resolve_machine(recipe: Recipe) -> Recipe:
     if recipe.threads == "auto":
         chosen["threads"] = threads
     if recipe.loader_threads == "auto":
-        chosen["loader_threads"] = max(1, threads // 4)
+        chosen["loader_threads"] = threads if decodes else max(1, threads // 4)
     if recipe.data.backend == "auto":
         on_processor = chosen.get("device", recipe.device) == "cpu"
         backend = "numba" if on_processor and find_spec("numba") else "torch"

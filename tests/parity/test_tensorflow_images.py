@@ -59,7 +59,7 @@ def test_an_operation_gives_what_tensorflow_gives_for_the_same_draws(name, backe
     with np.load(STORED) as stored:
         expected = stored[name]
     assert result.shape == expected.shape
-    assert np.abs(result - expected).max() < (1e-4 if per_image else 1e-3)
+    assert np.abs(result - expected).max() < (2e-4 if name == "hue" else 1e-4)
 
 
 def test_the_stored_results_are_those_of_tensorflow():

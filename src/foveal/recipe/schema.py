@@ -306,7 +306,8 @@ class Recipe(Part):
     threads: Annotated[PositiveInt | Literal["auto"], OPERATIONAL] = "auto"
     """Processor threads that compute. auto: the processors this process may use."""
     loader_threads: Annotated[PositiveInt | Literal["auto"], OPERATIONAL] = "auto"
-    """Threads that prepare batches ahead. auto: one, or one for every four processors."""
+    """Threads that prepare batches ahead. auto: one for every four processors, at least one; where images are
+    decoded as they are used, one for each."""
     deterministic: Flag = True
     """On CUDA, choose kernels that give the same bits every time."""
 

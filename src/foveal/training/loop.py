@@ -79,8 +79,8 @@ def train(
     folder.check()
     if folder.exists() and not fresh:
         recipe = folder.adopt(recipe)
-    recipe = resolve_machine(recipe)
     data = open_data(recipe.data, progress=progress)
+    recipe = resolve_machine(recipe, decodes=data.train.image_shape is None)
     with configured(recipe):
         session = Session(recipe, data, console)  # a mistake in the recipe shows here: nothing is touched yet
         folder.create(fresh=fresh)
