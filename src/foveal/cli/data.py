@@ -223,15 +223,17 @@ def _open(path: str, kind: str | None, settings: list[str] | None, progress: Any
         DataError: they cannot be read.
         UsageError: there is neither, or an option is wrong.
     """
-    from foveal.data.catalog import open_data, open_path
+    from foveal.data.catalog import KNOWN, open_data, open_path
     from foveal.data.formats.recognise import recognise
     from foveal.data.stream import StreamSource
-    from foveal.errors import UsageError
+    from foveal.errors import UsageError, suggestion
     from foveal.recipe import DataPart, parse_settings
 
     options = parse_settings(settings or ())
     place = Path(path)
     if kind is None and not place.exists() and _NAME.fullmatch(path):
+        if path not in KNOWN and ":" not in path:
+            raise UsageError(f"{path}: no such file, folder or known data set: {suggestion(path, KNOWN)}")
         kind, opened = path, open_data(DataPart(name=path, options=options), progress=progress)
     else:
         kind = kind or recognise(place)

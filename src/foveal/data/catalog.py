@@ -102,8 +102,8 @@ def open_path(
         DataError: files are missing, malformed or inconsistent, or of no known format.
         UnknownNameError: no format, or no option of it, has that name.
     """
-    if format is not None and format not in _KNOWN and format not in _FORMATS:
-        raise UnknownNameError("format", format, [*_KNOWN, *_FORMATS])
+    if format is not None and format not in KNOWN and format not in _FORMATS:
+        raise UnknownNameError("format", format, [*KNOWN, *_FORMATS])
     return _open(format or "auto", options, path, progress)
 
 
@@ -116,16 +116,16 @@ def _open(
         if not isinstance(data, DataSet):
             raise RecipeError(f"data.name: {name} returned {type(data).__name__}, not a foveal DataSet")
         return data
-    if name not in _KNOWN and name not in _FORMATS and name != "auto":
+    if name not in KNOWN and name not in _FORMATS and name != "auto":
         hint = "(your own: data.name = 'package.module:factory')"
-        raise UnknownNameError("data set or format", name, [*_KNOWN, *_FORMATS, "auto"], hint)
-    if path is None and name not in _KNOWN:
+        raise UnknownNameError("data set or format", name, [*KNOWN, *_FORMATS, "auto"], hint)
+    if path is None and name not in KNOWN:
         raise RecipeError(f"data.name = {name!r} is a format: say with --data where the files are")
     if path is not None and name == "auto":
         from foveal.data.formats.recognise import recognise
 
         name = recognise(path)
-    opener = _KNOWN.get(name) or load_factory(_FORMATS[name], "data.name")
+    opener = KNOWN.get(name) or load_factory(_FORMATS[name], "data.name")
     opened: DataSet = call_factory(opener, name, "data.options", options, path, progress)
     return opened
 
@@ -167,7 +167,7 @@ def _cifar100(
     return open_cifar100(path or locate("cifar100", None, (CIFAR100_ARCHIVE,), progress), labels, progress)
 
 
-_KNOWN: dict[str, Callable[..., DataSet]] = {
+KNOWN: dict[str, Callable[..., DataSet]] = {
     "digits": _digits,
     "mnist": _mnist,
     "cifar10": _cifar10,
