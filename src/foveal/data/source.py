@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from foveal.errors import DataError, RecipeError
+from foveal.errors import CorruptRecordError, DataError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -114,12 +114,7 @@ class ArraySource:
             )
         if len(self.images) != len(self.targets):
             raise DataError(f"{self.name}: {len(self.images)} images but {len(self.targets)} labels")
-        wrong = np.flatnonzero((self.targets < 0) | (self.targets >= len(self.classes)))
-        if wrong.size:
-            raise DataError(
-                f"{self.key(int(wrong[0]))}: label {self.targets[wrong[0]]} is out of range: "
-                f"there are {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
-            )
+        check_labels(self.targets, self.classes, self.key)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -240,6 +235,19 @@ def check_indices(indices: NDArray[np.int64], size: int) -> None:
     """Raise IndexError unless all of ``indices`` are in [0, size)."""
     if indices.size and not 0 <= indices.min() <= indices.max() < size:
         raise IndexError(f"indices from {indices.min()} to {indices.max()}, of {size} examples")
+
+
+def check_labels(targets: NDArray[Any], classes: Sequence[str], key: Callable[[int], str]) -> None:
+    """Raise CorruptRecordError for the first of ``targets`` (integers ``[B]``) that is no class index.
+
+    ``key`` says where number ``i`` of them comes from.
+    """
+    wrong = np.flatnonzero((targets < 0) | (targets >= len(classes)))
+    if wrong.size:
+        raise CorruptRecordError(
+            f"{key(int(wrong[0]))}: label {targets[wrong[0]]} is out of range: "
+            f"there are {len(classes)} classes, 0 to {len(classes) - 1}"
+        )
 
 
 def class_names(classes: Sequence[str] | int) -> tuple[str, ...]:

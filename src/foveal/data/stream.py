@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from foveal.data.batches import pick
-from foveal.data.source import Batch, Encoded
+from foveal.data.source import Batch, Encoded, check_labels
 from foveal.errors import DataError
 from foveal.seeding import Draws
 
@@ -206,10 +206,7 @@ class StreamSource:
         except TypeError:
             raise DataError(f"{where}: the label is {_kind(label)}, not a whole number") from None
         if not 0 <= target < len(self.classes):
-            raise DataError(
-                f"{where}: label {target} is out of range: "
-                f"there are {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
-            )
+            check_labels(np.array([target]), self.classes, lambda _: where)
         if self.image_shape is None:
             if not isinstance(image, bytes | bytearray | memoryview):
                 raise DataError(

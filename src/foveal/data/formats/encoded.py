@@ -16,7 +16,7 @@ import numpy as np
 
 from foveal.data.decode import decode_into, read_header
 from foveal.data.formats.index import states
-from foveal.data.source import Batch, DataSet, Encoded, check_indices
+from foveal.data.source import Batch, DataSet, Encoded, check_indices, check_labels
 from foveal.errors import DataError, ImageError, ReadError
 from foveal.processors import processors
 
@@ -253,12 +253,7 @@ class EncodedSource(ABC):
         if not len(table):
             found = f": {': '.join(rejected[0])}" if rejected else ""
             raise DataError(f"there are no images in the data{found}")
-        wrong = np.flatnonzero((table.targets < 0) | (table.targets >= len(self.classes)))
-        if wrong.size:
-            raise DataError(
-                f"{self.key(int(wrong[0]))}: label {table.targets[wrong[0]]} is out of range: "
-                f"there are {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
-            )
+        check_labels(table.targets, self.classes, self.key)
         sizes = [np.unique(column) for column in (table.heights, table.widths)]
         uniform = all(size.size == 1 for size in sizes)
         self.size = (int(sizes[0][0]), int(sizes[1][0])) if uniform else None

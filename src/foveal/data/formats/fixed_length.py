@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveal.data.formats.parts import find_parts
-from foveal.data.source import Batch, DataSet, check_indices, class_names
+from foveal.data.source import Batch, DataSet, check_indices, check_labels, class_names
 from foveal.errors import DataError, ReadError, RecipeError
 
 if TYPE_CHECKING:
@@ -264,11 +264,7 @@ class FixedLengthSource:
 
     def _checked_targets(self, records: NDArray[np.uint8], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         targets = records[:, self._layout.label_at].astype(np.int64)
-        if wrong := np.flatnonzero(targets >= len(self.classes)).tolist():
-            raise DataError(
-                f"{self._files.key(int(numbers[wrong[0]]))}: label {targets[wrong[0]]} is out of range: "
-                f"there are {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
-            )
+        check_labels(targets, self.classes, lambda place: self._files.key(int(numbers[place])))
         return targets
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveal.data.formats.index import printable
-from foveal.data.source import ArraySource, DataSet, class_names
+from foveal.data.source import ArraySource, DataSet, check_labels, class_names
 from foveal.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,12 +156,7 @@ def read_idx_pair(images_path: Path, labels_path: Path, classes: tuple[str, ...]
         DataError: either file is malformed, their counts differ, or a label is out of range.
     """
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if labels.size and labels.max() >= len(classes):
-        record = int(np.argmax(labels >= len(classes)))
-        raise DataError(
-            f"{labels_path} record {record}: label {labels[record]} is out of range: "
-            f"there are {len(classes)} classes, 0 to {len(classes) - 1}"
-        )
+    check_labels(labels, classes, lambda record: f"{labels_path} record {record}")
     return ArraySource(images[..., None], labels.astype(np.int64), classes, str(images_path))
 
 

@@ -17,7 +17,7 @@ from foveal.data.formats.parts import find_parts
 from foveal.data.formats.tfrecord_files import MEMORY_LIMIT, plain_file
 from foveal.data.formats.tfrecord_index import index_files
 from foveal.data.formats.tfrecord_layout import options_of
-from foveal.data.source import ArraySource, Batch, DataSet, blocks, check_indices, class_names
+from foveal.data.source import ArraySource, Batch, DataSet, blocks, check_indices, check_labels, class_names
 from foveal.errors import DataError, RecipeError
 from foveal.tensorflow.example import parse_example
 from foveal.tensorflow.records import read_blocks
@@ -278,11 +278,7 @@ class _PixelRecords:
         self._files, self._layout, self._extra = index.files, layout, extra
         self._checksums = np.zeros(len(index.files), np.uint32)
         self._checksums[index.intact] = index.checksums
-        if (wrong := np.flatnonzero((targets < 0) | (targets >= len(classes)))).size:
-            raise DataError(
-                f"{self.key(int(wrong[0]))}: label {targets[wrong[0]]} is out of range: "
-                f"there are {len(classes)} classes, 0 to {len(classes) - 1}"
-            )
+        check_labels(targets, classes, self.key)
 
     def __len__(self) -> int:
         return len(self._files)

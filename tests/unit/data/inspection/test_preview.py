@@ -37,7 +37,11 @@ def holds(sheet, pixels, factor):
     wanted = np.broadcast_to(wanted, (*wanted.shape[:2], 3))
     found = np.asarray(sheet)
     height, width, _ = wanted.shape
-    starts = np.argwhere((found[: -height + 1 or None, : -width + 1 or None] == wanted[0, 0]).all(axis=2))
+    rows, columns = found.shape[0] - height + 1, found.shape[1] - width + 1
+    fits = np.ones((rows, columns), bool)
+    for y, x in ((0, 0), (0, factor), (factor, 0), (factor, factor), (height - 1, width - 1)):
+        fits &= (found[y : y + rows, x : x + columns] == wanted[y, x]).all(axis=2)
+    starts = np.argwhere(fits)
     return any(np.array_equal(found[y : y + height, x : x + width], wanted) for y, x in starts)
 
 
