@@ -116,7 +116,7 @@ class _Files:
         self.paths = paths
         self.classes = tuple(state["classes"])
         self.channels = state["image_shape"][2]
-        stored = state["stored_shape"]
+        stored = state.get("stored_shape", state["image_shape"])  # runs before there was preprocessing
         self.image_shape = stored and tuple(stored)
 
     def __len__(self) -> int:
