@@ -167,9 +167,10 @@ class Pipeline:
         names = keys(self._source, sample.indices)
         windows = None
         if self._by_decoding:
-            headers = [read_header(*each) for each in zip(images.contents, names, strict=True)]
-            sizes = np.array([header[:2] for header in headers], np.int64)
-            windows = self._augment.windows(sizes, self._draws(sample)).tolist()
+            sizes: Any = images.sizes
+            if sizes is None:  # from a stream, or a source of the user's own
+                sizes = [read_header(*each)[:2] for each in zip(images.contents, names, strict=True)]
+            windows = self._augment.windows(np.array(sizes, np.int64), self._draws(sample)).tolist()
         pixels = decode_batch(images.contents, self._augment.decoded_shape, windows, names)
         self._count("decode", start)
         return _Pixels(pixels, batch.targets)

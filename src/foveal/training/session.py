@@ -328,8 +328,7 @@ class Session:
 def _check_shapes(recipe: Recipe, data: DataSet, trained: tuple[int, int, int]) -> None:
     """Raise RecipeError if evaluations would show the network images of another shape than training."""
     for name, part in data.parts().items():
-        shape = evaluation_pipeline(recipe, part).image_shape
-        if name != "train" and shape != trained:
+        if name != "train" and (shape := evaluation_pipeline(recipe, part).image_shape) != trained:
             raise RecipeError(
                 f"the network would see images of {_times(trained)} in training, and of {_times(shape)} "
                 f"from the {name} part: make them one size with augmentation and preprocessing"

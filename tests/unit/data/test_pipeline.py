@@ -97,6 +97,16 @@ def test_encoded_images_of_several_sizes_are_resized_as_they_are_decoded(tmp_pat
         np.testing.assert_allclose(pixels, np.asarray(expected), atol=1.01)
 
 
+def test_sizes_that_the_index_knows_are_not_read_again(tmp_path, monkeypatch):
+    images = [*pictures(2, (20, 30, 3)), *pictures(2, (16, 16, 3))]
+    source = open_folder(folder_of(tmp_path, images), hold=False).train
+    assert source.read(np.array([3, 0])).images.sizes.tolist() == [[16, 16], [20, 30]]
+    pipeline = Pipeline(source, (Resize(size=(8, 10)),), PLAIN, 0)
+    expected = pipeline(sample(0, 3)).images
+    monkeypatch.setattr("foveal.data.decode.read_header", lambda *_: pytest.fail("read the header"))
+    np.testing.assert_array_equal(pipeline(sample(0, 3)).images, expected)
+
+
 def test_images_of_several_sizes_without_a_size_to_make_them_are_a_mistake(tmp_path):
     images = [*pictures(2, (20, 30, 3)), *pictures(2, (16, 16, 3))]
     data = open_folder(folder_of(tmp_path, images), hold=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import foveal
 from foveal.errors import RunError
@@ -171,3 +172,14 @@ def test_a_logged_step_holds_its_numbers_and_its_times_apart(reference: Path) ->
     assert record["epoch"] == pytest.approx(12 * 40 / 1200)
     assert set(record["time"]) == {"wall", "seconds_per_batch", "examples_per_second", "data_wait"}
     assert 0 <= record["time"]["data_wait"] <= 1
+
+
+def test_images_of_several_sizes_need_no_preprocessing_where_nothing_is_evaluated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10 + number, 12), np.uint8)).save(path)
+    settings = ("steps=2", "batch_size=4", "augmentation=[{name='random_resized_crop', size=[8, 8]}]")
+    recipe = small(*settings, f"data={{name='folder', path='{tmp_path / 'data'}'}}")
+    assert foveal.train(recipe, tmp_path / "run").finished

@@ -294,7 +294,8 @@ class EncodedSource(ABC):
                     f"{self.key(index)}: has changed since it was indexed: "
                     "run `foveal data index PATH --rebuild`, or give the data as they were"
                 )
-        return Batch(Encoded(tuple(contents)), self.targets[indices])
+        sizes = np.stack([self.table.heights[indices], self.table.widths[indices]], axis=1)
+        return Batch(Encoded(tuple(contents), sizes), self.targets[indices])
 
     def digests(self) -> NDArray[np.uint64]:
         """A hash of each image's bytes, uint64 ``[N]``: its CRC-32C above the low 32 bits of its length."""
