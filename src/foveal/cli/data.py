@@ -204,7 +204,8 @@ def preview(
     from foveal import recipes
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
-    from foveal.data.inspection.preview import contact_sheet, save_png
+    from foveal.data.inspection.preview import contact_sheet
+    from foveal.data.inspection.sheet import save_png
 
     chosen = recipes.choose(recipe, [] if seed is None else [f"seed.data={seed}"])
     _, opened = _open(path, format, settings, DownloadBar())

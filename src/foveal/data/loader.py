@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAUSE = 0.1  # seconds before the second try; each further pause is four times as long
+_GLANCE = 0.2  # seconds between looks at whether to stop, while waiting
 _GRACE = 5.0  # seconds that stopping waits for what is being prepared
 _PERMANENT = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _PACKAGE = Path(__file__).parents[1]
@@ -51,6 +53,7 @@ class Loader(Generic[T]):
         stall_seconds: after so long a wait for a batch, and again after each such interval, what every
             thread is doing is reported; None for never.
         report: told of retries (by the threads) and of stalls (by the thread that iterates), in a line each.
+        stopped: asked now and then while a batch is waited for; when it says yes, the iteration ends.
 
     Attributes:
         waited: seconds that ``next`` has spent waiting for a batch that was not ready.
@@ -69,12 +72,13 @@ class Loader(Generic[T]):
         retries: int = 3,
         stall_seconds: float | None = 60.0,
         report: Callable[[str], None] = lambda _text: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         if threads < 1:
             raise ValueError(f"{threads} threads prepare nothing")
         self._work = partial(_prepared, prepare, retries, report)
         self._steps = iter(steps)
-        self._stall_seconds, self._report = stall_seconds, report
+        self._stall_seconds, self._report, self._stopped = stall_seconds, report, stopped
         self._pending: deque[_Task[T]] = deque()
         self._crew = _Crew()
         self._finalizer = weakref.finalize(self, self._crew.stop)
@@ -87,14 +91,11 @@ class Loader(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if not self._pending:
+        if not self._pending or not self._wait(self._pending[0]):
             self.close()
             raise StopIteration
         try:
-            task = self._pending[0]
-            if not task.done.acquire(blocking=False):
-                self._wait(task)
-            self._pending.popleft()
+            task = self._pending.popleft()
             result = task.take()
             self._submit()
         except StopIteration as error:  # it would end the loop of whoever iterates
@@ -126,15 +127,29 @@ class Loader(Generic[T]):
             self._crew.tasks.put(task)
             return
 
-    def _wait(self, task: _Task[T]) -> None:
+    def _wait(self, task: _Task[T]) -> bool:
+        """Wait until it is done, or for a stop; whether it is done."""
+        if task.done.acquire(blocking=False):
+            return True
         start = time.perf_counter()
+        report_at = start + (self._stall_seconds or math.inf)
         try:
-            while not task.done.acquire(timeout=-1 if self._stall_seconds is None else self._stall_seconds):
+            while not task.done.acquire(timeout=min(_GLANCE, max(0.0, report_at - time.perf_counter()))):
+                if self._stopped():
+                    return False
                 elapsed = time.perf_counter() - start
-                doing = _describe(self._crew.threads, self._pending)
-                self._report(f"waiting for the batch of step {task.step} for {elapsed:.1f} seconds: {doing}")
+                if start + elapsed >= report_at:
+                    report_at += self._stall_seconds or 0.0
+                    doing = _describe(self._crew.threads, self._pending)
+                    self._report(
+                        f"waiting for the batch of step {task.step} for {elapsed:.1f} seconds: {doing}"
+                    )
+        except BaseException:
+            self.close()
+            raise
         finally:
             self.waited += time.perf_counter() - start
+        return True
 
 
 class _Task(Generic[T]):

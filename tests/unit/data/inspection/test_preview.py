@@ -9,7 +9,8 @@ from PIL import Image
 import foveal
 from foveal.data.formats.folder import open_folder
 from foveal.data.input import training_pipeline
-from foveal.data.inspection.preview import contact_sheet, save_png
+from foveal.data.inspection.preview import contact_sheet
+from foveal.data.inspection.sheet import save_png
 from foveal.data.sampler import Sample
 from foveal.data.source import ArraySource
 from foveal.errors import ImageError, RecipeError, UsageError
