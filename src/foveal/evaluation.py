@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +14,14 @@ from torch.nn import functional
 
 from foveal.data.catalog import open_data
 from foveal.data.input import evaluation_pipeline
-from foveal.data.loader import Loader
-from foveal.data.sampler import EvaluationBatches, Sample
 from foveal.device import autocast, configured
-from foveal.errors import CheckpointError, DataError, UnknownNameError
-from foveal.inference import open_run
+from foveal.ensemble import check_ensemble, mean_answer, shared_batches
+from foveal.errors import CheckpointError, DataError, UnknownNameError, UsageError
+from foveal.faults import fault_point
+from foveal.inference import open_run, undisturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from foveal.data.corrupt import CorruptRecord
     from foveal.data.download import ProgressReporter
     from foveal.data.source import Source
-    from foveal.inference import Weights
+    from foveal.inference import TrainedRun, Weights
     from foveal.recipe import Recipe
 
 # Metrics of torchmetrics that give more than one number, or need an argument that a name cannot carry.
@@ -41,8 +42,14 @@ _SEVERAL = {
     "eer",
     "log_auc",
 }
+_BUILT_IN = ("accuracy", "loss", "top5_accuracy")  # measured always, without torchmetrics
 
+T = TypeVar("T")
 Split = Literal["test", "validation", "train"]
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - not an error: it was asked for
+    """An evaluation was given up because it was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,12 @@ class Evaluation:
         classes: class names.
         top5_accuracy: share whose class is among the five most probable; None up to five classes.
         metrics: further ones that were asked for by name.
-        step: of the checkpoint.
-        weights: ``ema`` (averaged) or ``raw``.
+        step: of the checkpoint; None where an ensemble's members differ in it.
+        weights: ``ema`` (averaged) or ``raw``; None where an ensemble's members differ in it.
         split: the part of the data.
         corrupt: damaged records, which were left out.
+        run: the run's folder; empty for a network of no run, and for an ensemble.
+        members: of an ensemble, what each run alone has reached.
     """
 
     accuracy: float
@@ -70,10 +79,12 @@ class Evaluation:
     classes: tuple[str, ...]
     top5_accuracy: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    step: int = 0
-    weights: Weights = "raw"
+    step: int | None = 0
+    weights: Weights | None = "raw"
     split: str = "test"
     corrupt: tuple[CorruptRecord, ...] = ()
+    run: str = ""
+    members: tuple[Evaluation, ...] = ()
 
     @property
     def precision(self) -> NDArray[np.float64]:
@@ -110,8 +121,10 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """Everything, as plain values."""
         rows = zip(self.classes, self.precision, self.recall, self.confusion, strict=True)
+        members = [{"run": member.run, **member.record()} for member in self.members]
         return {
             **self.record(),
+            **({"members": members} if members else {}),
             "classes": [
                 {
                     "label": label,
@@ -126,7 +139,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     *,
     checkpoint: str | int = "latest",
     split: Split = "test",
@@ -137,42 +150,54 @@ def evaluate(
     report: Callable[[str], None] = lambda _text: None,
     progress: ProgressReporter | None = None,
 ) -> Evaluation:
-    """Evaluate a run's checkpoint on a part of its data, in full.
+    """Evaluate a run's checkpoint on a part of its data, in full; or several runs together.
+
+    Several runs are an ensemble: the mean of their probabilities is evaluated. Networks, input sizes and
+    preprocessing may differ; classes and data must not. All networks are in memory at once.
 
     Args:
-        run: the run folder.
-        checkpoint: ``"latest"``, ``"best"`` (highest validation accuracy) or a step.
-        split: which part of the data.
+        run: the run folder, or several.
+        checkpoint: ``"latest"``, ``"best"`` (by validation) or a step.
+        split: which part of the data, of the first run's if there are several.
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         data: the folder of the data's files, if not where the run found them.
         device: overrides the recipe's.
-        metrics: names of further metrics, beside the recipe's.
-        report: told, in a line each, of damaged checkpoints.
+        metrics: names of further metrics, beside the (first) recipe's.
+        report: told, in a line each, of damaged checkpoints, and of data that are slow to come.
         progress: told of downloads.
 
     Raises:
-        FovealError: the run, its checkpoint or the data cannot be used.
+        FovealError: a run, its checkpoint or the data cannot be used, or the runs do not go together.
     """
-    trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, report=report)
-    recipe, state = trained.recipe, trained.state
+    folders = [run] if isinstance(run, str | Path) else list(run)
+    if not folders:
+        raise UsageError("there is no run to evaluate: name one, or several")
+    runs = [
+        open_run(folder, checkpoint=checkpoint, weights=weights, device=device, report=report)
+        for folder in folders
+    ]
+    check_ensemble(runs, same_data=data is None)
+    recipe = runs[0].recipe
     part = recipe.data.model_copy(update={"path": Path(data)}) if data else recipe.data
     source = open_data(part, progress=progress).part(split)
-    if list(source.classes) != state["classes"]:
-        raise DataError(f"{data or part.name}: other classes than {run} was trained on")
-    shape = evaluation_pipeline(recipe, source).image_shape
-    if list(shape) != state["image_shape"]:
-        wanted, found = (" x ".join(map(str, each)) for each in (state["image_shape"], shape))
-        raise DataError(f"{data or part.name}: images of {found}; {run} was trained on {wanted}")
+    for trained in runs:
+        _check_data(trained, source, str(data or part.name))
     with configured(recipe):
-        return evaluate_network(
-            trained.network,
+        return _evaluate(
+            [
+                _Member(each.network, each.recipe, None, each.state["step"], each.weights, str(each.folder))
+                for each in runs
+            ],
             source,
-            recipe,
             metrics=(*recipe.evaluation.metrics, *metrics),
-            step=state["step"],
-            weights=trained.weights,
             split=split,
+            stopped=_never,
+            report=report,
         )
+
+
+def _never() -> bool:
+    return False
 
 
 def evaluate_network(
@@ -185,64 +210,172 @@ def evaluate_network(
     step: int = 0,
     weights: Weights = "raw",
     split: str = "test",
+    stopped: Callable[[], bool] = _never,
+    report: Callable[[str], None] = lambda _text: None,
 ) -> Evaluation:
-    """Evaluate a network that is on its device; weights, statistics and random state stay as they are.
+    """Evaluate a network that is on its device; it stays as it is, and so do gradients and random state.
 
     Args:
         model: the network.
         source: the examples.
         recipe: resolved; says precision, normalisation and batch size.
         metrics: further ones, by name.
-        averages: parameters to use instead of the network's own.
+        averages: parameters and buffers to use instead of the network's own, of any dtype.
         step: passed on to the result, like ``weights`` and ``split``.
         weights: what the result calls them.
         split: what the result calls the part.
+        stopped: asked between batches, and while one is waited for, whether to give up.
+        report: told of data that are slow to come, in a line each.
 
     Raises:
         CheckpointError: the loss is not finite.
+        DataError: the data cannot be read.
+        EvaluationStopped: ``stopped`` said so.
     """
-    classes = len(source.classes)
-    device = next(model.parameters()).device
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    top5 = torch.zeros((), dtype=torch.int64, device=device)
-    extra = {name: find_metric(name, classes).to(device) for name in metrics}
-    counted = 0
+    member = _Member(model, recipe, averages, step, weights)
+    return _evaluate([member], source, metrics=metrics, split=split, stopped=stopped, report=report)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A network that is evaluated, alone or with others."""
+
+    model: nn.Module
+    recipe: Recipe
+    averages: Mapping[str, Tensor] | None
+    step: int
+    weights: Weights
+    run: str = ""
+
+
+def _evaluate(
+    members: Sequence[_Member],
+    source: Source,
+    *,
+    metrics: Sequence[str],
+    split: str,
+    stopped: Callable[[], bool],
+    report: Callable[[str], None],
+) -> Evaluation:
+    """Evaluate the mean of the members' probabilities, and where there are several, each member."""
+    several = len(members) > 1
+    device = next(members[0].model.parameters()).device
+    together = _Scores(source.classes, device, metrics)
+    alone = [_Scores(source.classes, device) for _ in members] if several else []
+    networks = [_network(member) for member in members]
     corrupt: list[CorruptRecord] = []
-    for images, targets, damaged in _batches(source, recipe):
-        corrupt += damaged
-        counted += len(targets)
-        if not len(targets):
-            continue
-        labels = targets.to(device)
-        logits = _infer(model, images.to(device), recipe.precision, averages)
-        loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-        pairs = labels * classes + logits.argmax(dim=1)
-        confusion += torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
-        if classes > 5:
-            top5 += (logits.topk(5).indices == labels[:, None]).sum()
-        for metric in extra.values():
-            metric.update(logits.softmax(dim=1), labels)
-    if not counted:
+    with shared_batches(source, [member.recipe for member in members], report, stopped) as batches:
+        for batch in batches:
+            if stopped():
+                break
+            corrupt += batch.corrupt
+            if len(batch.targets):
+                labels = batch.targets.to(device)
+                pairs = zip(networks, batch.images, strict=True)
+                answers = [network(images).to(device) for network, images in pairs]
+                together.add(mean_answer(answers), labels)
+                for scores, logits in zip(alone, answers, strict=False):
+                    scores.add(logits, labels)
+            fault_point("evaluation")
+    if stopped():
+        raise EvaluationStopped
+    if not together.examples:
         raise DataError(f"{corrupt[0].reason}; nothing of the {split} part can be read")
-    if not loss.isfinite():
-        raise CheckpointError(
-            f"the loss on the {split} part is {loss.item()} with the weights of step {step}: training "
-            "diverged; use another --checkpoint, or a lower learning rate"
+    results = [
+        scores.result(split, member.step, member.weights, corrupt, member.run)
+        for scores, member in zip(alone or [together], members, strict=True)
+    ]
+    if not several:
+        return results[0]
+    step, weights = _common(each.step for each in results), _common(each.weights for each in results)
+    return together.result(split, step, weights, corrupt, members=results)
+
+
+def _network(member: _Member) -> Callable[[Tensor], Tensor]:
+    """From images to logits, float32 ``[B, classes]``, in inference mode; the network stays as it is."""
+    model, precision = member.model, member.recipe.precision
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    averages = {name: value.to(own[name].dtype) for name, value in (member.averages or {}).items()}
+    device = next(model.parameters()).device
+
+    def infer(images: Tensor) -> Tensor:
+        with undisturbed(model), autocast(device, precision):
+            logits: Tensor = torch.func.functional_call(model, averages, (images.to(device),))
+            return logits.float()
+
+    return infer
+
+
+class _Scores:
+    """What the logits of a part of the data add up to; nothing waits for the device before :meth:`result`."""
+
+    def __init__(self, classes: Sequence[str], device: torch.device, metrics: Iterable[str] = ()) -> None:
+        self.examples = 0
+        self._classes = tuple(classes)
+        count = len(classes)
+        self._confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
+        self._top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self._losses: list[Tensor] = []
+        further = [name for name in metrics if name not in _BUILT_IN]
+        self._further = {name: find_metric(name, count).to(device) for name in further}
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: float32 ``[B, classes]`` and int64 ``[B]``."""
+        count = len(self._classes)
+        self.examples += len(labels)
+        self._losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
+        pairs = labels * count + logits.argmax(dim=1)
+        self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
+        if count > 5:
+            self._top5 += (logits.topk(5).indices == labels[:, None]).sum()
+        for metric in self._further.values():
+            metric.update(logits.softmax(dim=1), labels)
+
+    def result(
+        self,
+        split: str,
+        step: int | None,
+        weights: Weights | None,
+        corrupt: Sequence[CorruptRecord],
+        run: str = "",
+        members: Sequence[Evaluation] = (),
+    ) -> Evaluation:
+        """What was measured.
+
+        Raises:
+            CheckpointError: the loss is not finite.
+        """
+        loss = math.fsum(torch.stack(self._losses).tolist()) / self.examples
+        if not math.isfinite(loss):
+            raise CheckpointError(
+                f"{f'{run}: ' if run else ''}the loss on the {split} part is {loss} with the weights of step "
+                f"{step}: training diverged; use another --checkpoint, or a lower learning rate"
+            )
+        return Evaluation(
+            accuracy=int(self._confusion.trace()) / self.examples,
+            loss=loss,
+            examples=self.examples,
+            confusion=self._confusion.cpu().numpy(),
+            classes=self._classes,
+            top5_accuracy=int(self._top5) / self.examples if len(self._classes) > 5 else None,
+            metrics={name: float(metric.compute()) for name, metric in self._further.items()},
+            step=step,
+            weights=weights,
+            split=split,
+            corrupt=tuple(corrupt),
+            run=run,
+            members=tuple(members),
         )
-    return Evaluation(
-        accuracy=int(confusion.trace()) / counted,
-        loss=float(loss) / counted,
-        examples=counted,
-        confusion=confusion.cpu().numpy(),
-        classes=tuple(source.classes),
-        top5_accuracy=int(top5) / counted if classes > 5 else None,
-        metrics={name: float(metric.compute()) for name, metric in extra.items()},
-        step=step,
-        weights=weights,
-        split=split,
-        corrupt=tuple(corrupt),
-    )
+
+
+def _check_data(trained: TrainedRun, source: Source, name: str) -> None:
+    """Raise DataError if a run cannot be evaluated on these examples."""
+    if list(source.classes) != trained.state["classes"]:
+        raise DataError(f"{name}: other classes than {trained.folder} was trained on")
+    shape, wanted = evaluation_pipeline(trained.recipe, source).image_shape, trained.state["image_shape"]
+    if list(shape) != wanted:
+        sizes = [" x ".join(map(str, each)) for each in (shape, wanted)]
+        raise DataError(f"{name}: images of {sizes[0]}; {trained.folder} was trained on {sizes[1]}")
 
 
 def find_metric(name: str, classes: int) -> Any:
@@ -265,39 +398,27 @@ def find_metric(name: str, classes: int) -> Any:
     return known[name](num_classes=classes)
 
 
+def higher_is_better(name: str) -> bool:
+    """Whether a metric that evaluation gives is to rise: not the loss, nor an error.
+
+    Raises:
+        UnknownNameError: there is no metric of that name.
+    """
+    if name in _BUILT_IN:
+        return name != "loss"
+    higher = find_metric(name, classes=2).higher_is_better
+    return higher is not False  # torchmetrics says nothing of specificity and the like, which are to rise
+
+
 def _snake(name: str) -> str:
     """``F1Score`` to ``f1_score``, ``AUROC`` to ``auroc``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _batches(source: Source, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, tuple[CorruptRecord, ...]]]:
-    """Every example once, in order: images float32 ``[B, C, H, W]`` channels_last, targets int64 ``[B]``."""
-    pipeline = evaluation_pipeline(recipe, source)
-    numbered = EvaluationBatches(len(source), recipe.evaluation.batch_size)
-
-    def prepare(number: int) -> tuple[Tensor, Tensor, tuple[CorruptRecord, ...]]:
-        indices = numbered[number]
-        prepared = pipeline(Sample(indices, indices, np.zeros_like(indices)))
-        images = torch.as_tensor(prepared.images).permute(0, 3, 1, 2)
-        return images, torch.as_tensor(prepared.targets), prepared.corrupt
-
-    with Loader(prepare, range(len(numbered)), threads=int(recipe.loader_threads)) as batches:
-        yield from batches
-
-
-def _infer(model: nn.Module, images: Tensor, precision: str, averages: Mapping[str, Tensor] | None) -> Tensor:
-    """Logits, float32; the network is put back into the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(images.device, precision):
-            if averages is None:
-                logits: Tensor = model(images)
-            else:
-                logits = torch.func.functional_call(model, dict(averages), (images,))
-        return logits.float()
-    finally:
-        model.train(training)
+def _common(values: Iterable[T]) -> T | None:
+    """The value that all of these are, if they are equal."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:

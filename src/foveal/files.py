@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from foveal.errors import RunError
+from foveal.faults import fault_point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,12 +55,38 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def remove_folder(folder: Path) -> None:
-    """Delete a folder; it is renamed first, so that nobody ever sees a part of it under its own name."""
-    doomed = folder.with_name(f".{folder.name}.deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
+def remove_folder(folder: Path, spared: Callable[[], bool] = lambda: False) -> bool:
+    """Delete a folder; it is renamed first, so that nobody ever sees a part of it under its own name.
+
+    Args:
+        folder: what to delete; a crash leaves it as it is, or as ``.NAME.deleted``.
+        spared: asked when nobody finds the folder under its name any more; if so, it is put back. Who wants
+            to keep a folder notes that first and looks for it then: so neither can miss the other.
+
+    Returns:
+        Whether it was deleted.
+    """
+    doomed = folder.with_name(f".{folder.name.removeprefix('.')}.deleted")
+    discard(doomed)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    if spared():
+        doomed.rename(folder)
+        return False
+    sync_folder(folder.parent)  # else a power cut could bring its name back, but not its files
+    if doomed.is_dir() and not doomed.is_symlink():
+        for path in [path for path in doomed.iterdir() if not path.is_dir()][:1]:
+            path.unlink()
+    fault_point("deletion")
+    discard(doomed)
+    return True
+
+
+def discard(path: Path) -> None:
+    """Delete a folder with all that is in it, a file, or a link but not what it leads to, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

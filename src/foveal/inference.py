@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from foveal.device import find_device, resolve_machine
 from foveal.errors import CheckpointError
+from foveal.models.modes import evaluating
 from foveal.models.registry import build_model
 from foveal.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    import torch
     from torch import nn
 
     from foveal.checkpoints.layout import StoredCheckpoint
@@ -28,12 +31,14 @@ class TrainedRun:
     """A checkpoint of a run, loaded.
 
     Attributes:
+        folder: the run's.
         recipe: the run's, with the device that was asked for.
         network: in evaluation mode, on its device.
         weights: which of the checkpoint's it has.
         state: the checkpoint's: step, classes, image shape.
     """
 
+    folder: Path
     recipe: Recipe
     network: nn.Module
     weights: Weights
@@ -58,7 +63,8 @@ def open_run(
     Args:
         run: the run folder.
         checkpoint: ``"latest"``, ``"best"`` (highest validation accuracy) or a step.
-        weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
+        weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them and a step was
+            done: before that there is nothing to average.
         device: overrides the recipe's.
         report: told, in a line each, of damaged checkpoints.
 
@@ -70,34 +76,70 @@ def open_run(
     if device:
         recipe = recipe.model_copy(update={"device": device})
     recipe = resolve_machine(recipe)
-    stored = folder.load_checkpoint(checkpoint, ("model", "ema") if recipe.ema else ("model",))
-    chosen = weights or ("ema" if recipe.ema else "raw")
+    averaged = recipe.ema is not None and weights != "raw"
+    stored = folder.load_checkpoint(checkpoint, ("model", "ema") if averaged else ("model",))
+    chosen = weights or ("ema" if averaged and stored.state["step"] else "raw")
     network = _load_network(recipe, stored, chosen).to(find_device(recipe.device))
-    return TrainedRun(recipe, network, chosen, stored.state)
+    return TrainedRun(folder.path, recipe, network, chosen, stored.state)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Use a network that is being trained: evaluation mode, no gradients, random numbers of their own.
+
+    Afterwards each of its modules is in the mode it was in, and the generators of the processor and of the
+    network's device are in the state they were in. A network that draws random numbers even in evaluation
+    mode draws the same ones every time.
+    """
+    device = next(model.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    with evaluating(model), torch.inference_mode(), torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(0)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def _load_network(recipe: Recipe, stored: StoredCheckpoint, weights: Weights) -> nn.Module:
     """The network of a checkpoint, ready for inference, on the CPU.
 
     Raises:
-        CheckpointError: the averages are asked for but were not kept, the weights are not finite, or they
-            do not fit the network.
+        CheckpointError: the averages are asked for but were not kept or not begun, the weights are not
+            finite, or they do not fit the network.
     """
     state = stored.state
     height, width, channels = state["image_shape"]
     model = build_model(recipe.model, len(state["classes"]), (height, width, channels), seed=0)
-    tensors = dict(stored.tensors["model"])
     if weights == "ema":
         if "ema" not in stored.tensors:
             raise CheckpointError(f"{stored.folder}: holds no averaged weights; use --weights raw")
-        tensors |= stored.tensors["ema"]
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        if not state["step"]:
+            raise CheckpointError(
+                f"{stored.folder}: nothing was averaged before the first step; use --weights raw"
+            )
+    used = ("model", "ema") if weights == "ema" else ("model",)
+    if not all(tensor.isfinite().all() for part in used for tensor in stored.tensors[part].values()):
         raise CheckpointError(f"{stored.folder}: its weights are not finite; use another --checkpoint")
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(stored.tensors["model"])
+        if weights == "ema":
+            _load_averages(model, stored.tensors["ema"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{stored.folder} does not fit the network {recipe.model.name}: {reason}"
         ) from None
     return model.eval()
+
+
+def _load_averages(model: nn.Module, averages: Mapping[str, torch.Tensor]) -> None:
+    """Replace all parameters, and those buffers that were averaged too; in the network's own dtypes.
+
+    Raises:
+        RuntimeError: the averages are not of this network.
+    """
+    missing, unknown = model.load_state_dict(averages, strict=False)
+    parameters = dict(model.named_parameters())  # one of two names is averaged under the first
+    if wrong := [name for name in missing if name in parameters] + unknown:
+        raise RuntimeError(f"the averages differ in {', '.join(wrong)}")

@@ -82,7 +82,7 @@ def predict(
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         device: overrides the recipe's.
         invert: exchange dark and light first (digits in black ink, for a network that learnt white on black).
-        report: told, in a line each, of damaged checkpoints.
+        report: told, in a line each, of damaged checkpoints, and of files that are slow to come.
 
     Yields:
         A prediction for each file, in order; a file that cannot be read has its error.
@@ -98,7 +98,11 @@ def predict(
         indices = np.arange(first, min(first + _BATCH, len(files)))
         return pipeline(Sample(indices, indices, np.zeros_like(indices)))
 
-    with configured(trained.recipe), Loader(prepare, range(0, len(files), _BATCH), threads=2) as batches:
+    numbers = range(0, len(files), _BATCH)
+    with (
+        configured(trained.recipe),
+        Loader(prepare, numbers, threads=2, report=report) as batches,
+    ):
         for number, batch in enumerate(batches):
             errors = {record.key: record.reason for record in batch.corrupt}
             guesses = iter(_classify(trained, batch.images, top) if len(batch.images) else ())

@@ -11,6 +11,7 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from foveal.checkpoints.manager import CheckpointManager
+from foveal.checkpoints.run_state import RUN_FIELDS, check_state
 from foveal.errors import RunError
 from foveal.files import exclusive_lock, write_atomically
 from foveal.recipe import Recipe, differences, from_toml, to_toml
@@ -121,6 +122,8 @@ class RunFolder:
         if recipe.data.backend == "auto":
             settled_data["backend"] = stored.data.backend
         settled["data"] = recipe.data.model_copy(update=settled_data)
+        if recipe.init and stored.init and recipe.init.sha256 is None:
+            settled["init"] = recipe.init.model_copy(update={"sha256": stored.init.sha256})
         recipe = recipe.model_copy(update=settled)
         changed = differences(stored, recipe)
         if changed:
@@ -147,6 +150,7 @@ class RunFolder:
             if (self.checkpoints.folder / "damaged").exists():
                 raise RunError(f"{self.path}: every checkpoint was damaged; train it again, from the start")
             raise RunError(f"{self.path}: has no checkpoint yet; train it first")
+        check_state(checkpoint.folder, checkpoint.state, checkpoint.state["step"], RUN_FIELDS)
         return checkpoint
 
     def evaluations(self) -> list[dict[str, Any]]:

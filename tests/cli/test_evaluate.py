@@ -124,3 +124,11 @@ def test_every_metric_that_is_offered_gives_a_number(foveal, trained_run):
     names = [name.strip() for name in offered]
     failed = [name for name in names if foveal("evaluate", trained_run, "--json", "--metric", name).code != 0]
     assert failed == []
+
+
+def test_evaluation_can_be_made_to_die_after_its_first_batch(start, trained_run, monkeypatch):
+    monkeypatch.setenv("FOVEAL_FAULT", "evaluation@-1")
+    process = start("evaluate", trained_run, "--json")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (-9, "")
+    assert "killed: evaluation" in err

@@ -127,3 +127,73 @@ def test_signal_before_training_ends_with_code_3_and_no_run(start, tmp_path, num
     assert (process.returncode, out) == (3, "")
     assert err == "interrupted: run the same command to continue\n"
     assert not (tmp_path / "run").exists()
+
+
+STALLING = """
+import dataclasses
+import pathlib
+import time
+
+import foveal
+from foveal.data.catalog import open_data
+
+
+class Slow:
+    def __init__(self, source, *, part, allowed):
+        self.source, self.part, self.allowed = source, part, allowed
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, indices):
+        self.allowed -= 1
+        if self.allowed < 0 and not pathlib.Path("fast").exists():
+            pathlib.Path(f"stalled {self.part}").touch()
+            time.sleep(5 if self.part == "validation" else 600)
+        return self.source.read(indices)
+
+
+def make(part, allowed):
+    data = open_data(foveal.load_recipe("digits").data)
+    slow = Slow(getattr(data, part), part=part, allowed=allowed)
+    return dataclasses.replace(data, **{part: slow})
+"""
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_signal_while_data_are_read_or_evaluated_ends_at_once_and_loses_nothing(
+    start, foveal, tiny, tmp_path, part
+):
+    (tmp_path / "stalling.py").write_text(STALLING)
+    allowed = {"train": 20, "validation": 6}[part]
+    command = (
+        *("train", tiny, "--steps", 30, "--set", "evaluation.every=10 steps"),
+        *("--set", "evaluation.batch_size=50"),
+        *("--set", f"data={{name='stalling:make', options={{part='{part}', allowed={allowed}}}}}"),
+    )
+    process = start(*command, "--run", "stopped")
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / f"stalled {part}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # the batches read before are trained on meanwhile
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 3, err
+    assert time.monotonic() - begun < 30
+    (tmp_path / "fast").touch()
+    resumed = foveal(*command, "--run", "stopped").succeeded()
+    assert "continuing from step" in resumed.err
+    foveal(*command, "--run", "whole").succeeded()
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        assert without_times(tmp_path / "stopped" / log) == without_times(tmp_path / "whole" / log)
+    weights = "checkpoints/step-000000030/ema.safetensors"
+    assert (tmp_path / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def without_times(path):
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]

@@ -5,6 +5,7 @@ FOVEAL_FUZZ_CASES sets how many damages each test tries.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -13,16 +14,25 @@ import google_crc32c
 import pytest
 import torch
 
+from foveal.checkpoints.inspection import open_tensors, summarise, verify_stored
 from foveal.checkpoints.layout import read_checkpoint, read_manifest, read_part, write_checkpoint
+from foveal.checkpoints.manager import CheckpointManager
+from foveal.checkpoints.tensor_difference import compare_stored
 from foveal.checkpoints.tensor_file import read_header, read_tensor_file
 from foveal.errors import CheckpointError, DamagedCheckpointError
 
 CASES = int(os.environ.get("FOVEAL_FUZZ_CASES", "5000"))
-STATE = {"step": 7, "best": {"accuracy": 0.25}}
+STATE = {"step": 7, "best": {"step": 7, "score": 0.25}}
 TENSORS = {
     "model": {"weight": torch.tensor([[1.5, -2.0], [0.0, 3.0]]), "count": torch.tensor(7)},
     "ema": {"weight": torch.tensor([[1.0, -1.0], [0.5, 3.5]]), "count": torch.tensor(6)},
     "optimizer": {"weight": torch.tensor([1, 2, 3], dtype=torch.int16), "on": torch.tensor([True, False])},
+}
+# Of the same names, dtypes, shapes and sizes, and with no tensor the same: another step of the same run.
+OTHER_STATE = {"step": 8, "best": {"step": 8, "score": 0.75}}
+OTHER_TENSORS = {
+    part: {name: ~tensor if tensor.dtype is torch.bool else tensor + 1 for name, tensor in content.items()}
+    for part, content in TENSORS.items()
 }
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
@@ -31,6 +41,12 @@ FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 def folder(tmp_path):
     write_checkpoint(tmp_path / "x", TENSORS, STATE)
     return tmp_path / "x"
+
+
+@pytest.fixture
+def other(tmp_path):
+    write_checkpoint(tmp_path / "y", OTHER_TENSORS, OTHER_STATE)
+    return tmp_path / "y"
 
 
 def damaged(random_, content, others):
@@ -68,27 +84,97 @@ def is_original(tensors, part):
     )
 
 
+def is_all_original(read):
+    return read.state == STATE and all(is_original(read.tensors[part], part) for part in TENSORS)
+
+
 def test_undamaged_control_loads(folder):
-    read = read_checkpoint(folder)
-    assert read.state == STATE
-    assert all(is_original(read.tensors[part], part) for part in TENSORS)
+    assert is_all_original(read_checkpoint(folder))
 
 
-def test_damage_of_any_file_is_named_and_nothing_wrong_is_loaded(folder):
+def test_damage_of_any_file_is_named_and_nothing_wrong_is_loaded(folder, other):
     random_ = random.Random(1)
     originals = {name: (folder / name).read_bytes() for name in FILES}
+    others = [*originals.values(), *((other / name).read_bytes() for name in FILES)]
     for case in range(CASES):
         name = FILES[case % len(FILES)]
-        content = damaged(random_, originals[name], list(originals.values()))
+        content = damaged(random_, originals[name], others)
         overwrite(folder / name, content)
         if content == originals[name]:
-            assert read_checkpoint(folder).state == STATE
+            assert is_all_original(read_checkpoint(folder))
             continue
         with pytest.raises(DamagedCheckpointError) as caught:
             read_checkpoint(folder)
-        assert name in str(caught.value), f"case {case}"
+        # The other checkpoint's manifest is a good one: what disagrees with it is named.
+        names = FILES if content in others and name == "manifest.json" else [name]
+        assert any(each in str(caught.value) for each in names), f"case {case}"
+        assert "\n" not in str(caught.value)
         overwrite(folder / name, originals[name])
-    assert read_checkpoint(folder).state == STATE
+    assert is_all_original(read_checkpoint(folder))
+
+
+def test_any_mixture_of_two_checkpoints_is_refused(folder, other):
+    for chosen in range(1, 2 ** len(FILES) - 1):
+        swapped = [name for number, name in enumerate(FILES) if chosen >> number & 1]
+        for name in swapped:
+            exchange(folder / name, other / name)
+        for mixture in (folder, other):
+            with pytest.raises(DamagedCheckpointError):
+                read_checkpoint(mixture)
+        for name in swapped:
+            exchange(folder / name, other / name)
+    assert is_all_original(read_checkpoint(folder))
+
+
+def test_whole_checkpoint_in_the_place_of_another_step_is_not_used(folder, other):
+    manager = CheckpointManager(folder.parent)
+    other.rename(manager.path(7))
+    with pytest.raises(DamagedCheckpointError, match="step is 8, but the folder is that of step 7"):
+        manager.load(7)
+
+
+def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    """The whole way: the damaged one is moved aside, and the one before gives its original values."""
+    random_ = random.Random(5)
+    said = []
+    manager = CheckpointManager(tmp_path / "run", said.append)
+    manager.save(7, TENSORS, STATE)
+    for _ in range(CASES // 50):
+        manager.save(8, OTHER_TENSORS, OTHER_STATE)
+        path = manager.path(8) / random_.choice(FILES)
+        original = path.read_bytes()
+        content = damaged(random_, original, [(manager.path(7) / path.name).read_bytes()])
+        path.write_bytes(content)
+        read = manager.load()
+        if content == original:
+            assert read.state == OTHER_STATE
+        else:
+            assert is_all_original(read)
+            assert str(path.parent) in said[-1]
+            assert manager.steps() == [7]
+    assert is_all_original(manager.load(7))
+
+
+def test_looking_into_what_is_damaged_ends_in_a_named_error_or_an_answer(folder):
+    random_ = random.Random(6)
+    path = folder.parent / "bare.safetensors"
+    original = (folder / "optimizer.safetensors").read_bytes()
+    path.write_bytes(original)
+    answers = 0
+    for _ in range(CASES):
+        overwrite(path, damaged(random_, original, [original]))
+        try:
+            stored = open_tensors(path)
+            summaries = list(summarise(stored, values=True))
+        except CheckpointError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert verify_stored(path) == {path: str(error)}  # noqa: PT017
+            continue
+        answers += 1
+        json.dumps([dataclasses.asdict(each) for each in summaries], allow_nan=False)
+        compared = compare_stored(stored, stored)
+        assert (compared.equal, compared.differences) == (len(stored.infos), ())
+    assert answers or CASES < 100
 
 
 def test_two_files_exchanged_are_named(folder):

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import copy
+import errno
+import subprocess
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from foveal.data.source import ArraySource
-from foveal.errors import CheckpointError, UnknownNameError
-from foveal.evaluation import Evaluation, evaluate_network, find_metric
+from foveal.data.source import ArraySource, Batch
+from foveal.errors import CheckpointError, UnknownNameError, UsageError
+from foveal.evaluation import (
+    Evaluation,
+    EvaluationStopped,
+    evaluate,
+    evaluate_network,
+    find_metric,
+    higher_is_better,
+)
 from foveal.recipe import Recipe
 
 CLASSES = tuple("abcdefgh")
@@ -114,3 +127,167 @@ def test_metrics_that_give_one_number_are_found_by_name_and_others_are_not() -> 
     for name in ("roc", "confusion_matrix", "no_such"):
         with pytest.raises(UnknownNameError):
             find_metric(name, 3)
+
+
+def test_a_metric_that_is_measured_anyway_is_not_replaced_by_another_of_its_name(
+    examples: tuple[Fixed, ArraySource, torch.Tensor],
+) -> None:
+    model, source, _ = examples
+    plain = evaluate_network(model, source, recipe(10)).record()
+    assert evaluate_network(model, source, recipe(10), metrics=["accuracy"]).record() == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [
+        ("accuracy", True),
+        ("top5_accuracy", True),
+        ("loss", False),
+        ("f1_score", True),
+        ("specificity", True),
+        ("hinge_loss", False),
+        ("calibration_error", False),
+    ],
+)
+def test_which_metrics_are_to_rise(name: str, higher: bool) -> None:
+    assert higher_is_better(name) is higher
+
+
+def test_a_metric_that_there_is_not_neither_rises_nor_falls() -> None:
+    with pytest.raises(UnknownNameError, match="f1_score"):
+        higher_is_better("f1_scor")
+
+
+def test_of_its_own_metrics_foveal_knows_without_loading_others() -> None:
+    program = (
+        "import sys\n"
+        "from foveal.evaluation import higher_is_better\n"
+        "print([higher_is_better(n) for n in ('accuracy', 'top5_accuracy', 'loss')],"
+        " 'torchmetrics' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[True, True, False] False\n"
+
+
+class Normalised(nn.Module):
+    """Batch norm, a frozen one, and dropout, before logits; draws random numbers in any mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.frozen = nn.BatchNorm2d(1)
+        self.logits = nn.Linear(1, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.frozen(self.norm(images)).flatten(1)
+        logits: torch.Tensor = self.logits(nn.functional.dropout(features, 0.5, training=True))
+        return logits
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_in_training_is_evaluated_without_a_trace(
+    examples: tuple[Fixed, ArraySource, torch.Tensor], averaged: bool, precision: str
+) -> None:
+    _, source, _ = examples
+    model = Normalised().train()
+    model.frozen.eval()
+    model(torch.randn(4, 1, 1, 1)).sum().backward()
+    averages = {name: torch.rand_like(v) for name, v in model.state_dict().items() if v.is_floating_point()}
+    before = copy.deepcopy((model.state_dict(), averages, [each.grad for each in model.parameters()]))
+    random = torch.get_rng_state()
+    settings = recipe(10).model_copy(update={"precision": precision})
+    found = []
+    for _ in range(2):
+        result = evaluate_network(model, source, settings, averages=averages if averaged else None)
+        found.append(result.record())
+        after = (model.state_dict(), averages, [each.grad for each in model.parameters()])
+        assert torch.equal(torch.get_rng_state(), random)
+        torch.manual_seed(1)
+        random = torch.get_rng_state()
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert all(torch.equal(value, new[name]) for name, value in old.items())
+    assert all(map(torch.equal, before[2], after[2]))  # type: ignore[arg-type]
+    assert [each.training for each in model.modules()] == [True, True, False, True]
+    assert found[0] == found[1]  # it draws the same again
+
+
+def test_averages_may_replace_statistics_of_batch_norm_too() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten(), nn.Linear(1, 2, bias=False)).train()
+    images = np.full((1, 1, 1, 1), 255, np.uint8)
+    source = ArraySource(images, np.zeros(1, np.int64), ("a", "b"))
+    averages = {
+        "0.running_mean": torch.zeros(1),
+        "0.running_var": torch.full((1,), 0.25),
+        "2.weight": torch.tensor([[1.0], [0.0]]),
+    }
+    result = evaluate_network(model, source, recipe(1), averages=averages)
+    expected = nn.functional.cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item()
+    assert result.loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_float32_averages_of_a_bfloat16_network_are_evaluated_in_bfloat16() -> None:
+    images = np.zeros((1, 1, 1, 1), np.uint8)
+    source = ArraySource(images, np.zeros(1, np.int64), ("a", "b"))
+    table = torch.tensor([[1 / 3, 0.0]])
+    found = [
+        evaluate_network(Fixed(torch.zeros(1, 2, dtype=dtype)), source, recipe(1), averages={"table": table})
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    expected = [
+        nn.functional.cross_entropy(table.to(dtype).float(), torch.tensor([0])).item()
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    assert [each.loss for each in found] == pytest.approx(expected, abs=1e-7)
+    assert abs(expected[0] - expected[1]) > 1e-5
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_an_evaluation_ends_after_the_batch_in_which_it_is_asked_to(
+    examples: tuple[Fixed, ArraySource, torch.Tensor], batches: int
+) -> None:
+    model, source, _ = examples
+    seen = 0
+
+    def count(*_: Any) -> None:
+        nonlocal seen
+        seen += 1
+
+    model.register_forward_hook(count)
+    with pytest.raises(EvaluationStopped):
+        evaluate_network(model, source, recipe(10), stopped=lambda: seen >= batches)
+    assert seen == batches
+
+
+class Failing:
+    """A source whose device fails at the first read."""
+
+    def __init__(self, source: ArraySource) -> None:
+        self._source = source
+        self._failed = False
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        if not self._failed:
+            self._failed = True
+            raise OSError(errno.EIO, "Input/output error")
+        return self._source.read(indices)
+
+
+def test_trouble_with_the_data_is_reported(examples: tuple[Fixed, ArraySource, torch.Tensor]) -> None:
+    model, source, _ = examples
+    lines: list[str] = []
+    result = evaluate_network(model, Failing(source), recipe(50), report=lines.append)
+    assert result.examples == 100
+    assert len(lines) == 1
+    assert "trying again" in lines[0]
+
+
+def test_to_evaluate_no_run_at_all_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="no run"):
+        evaluate([])

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,8 @@ from foveal.checkpoints.tensor_file import (
 )
 from foveal.checkpoints.untrusted import open_for_reading, strict_json
 from foveal.errors import CheckpointError, DamagedCheckpointError
-from foveal.files import sync_folder, write_synced
+from foveal.faults import fault_point
+from foveal.files import discard, remove_folder, sync_folder, write_synced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -77,45 +77,91 @@ class StoredCheckpoint:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, object]
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, object],
+    *,
+    replace: bool = False,
 ) -> None:
     """Write a checkpoint; it appears as ``folder`` when all of it is on the disk, and not before.
 
     Args:
-        folder: where; it must not exist yet.
+        folder: where; it must not exist yet, unless it is to be replaced.
         tensors: by part ("model", "ema", "optimizer": lower-case letters and underscores), then by name. Any
             plain dtype and shape, on any device; they must not change meanwhile.
         state: what JSON can hold: dicts with str keys, lists, str, int, finite float, bool, None. A tuple
             becomes a list.
+        replace: put it in the place of what is there. Between two renames the old one is called
+            ``.NAME.replaced``; it is deleted when the new one is there for good. See ``recover_replaced``.
 
     Raises:
         CheckpointError: the state, a part or a tensor cannot be stored, ``folder`` exists, or writing failed
-            (the disk is full, ...). Nothing of it is left, and no other checkpoint is touched.
+            (the disk is full, ...). Nothing of it is left, and every other checkpoint is as it was.
     """
     content = _encode_state(folder, state)
     for part in tensors:
         if not _PART_NAME.fullmatch(part):
             raise CheckpointError(f"{folder}: a part cannot be named {part!r}: use lower-case letters")
-    if os.path.lexists(folder):
+    if not replace and os.path.lexists(folder):
         raise CheckpointError(f"{folder} exists already: move it away, or save another step")
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         _create_folder(folder.parent)
-        _remove(temporary)  # a crash may have left it
+        discard(temporary)  # a crash may have left it
         temporary.mkdir()
         _write_files(temporary, tensors, content)
         sync_folder(temporary)
+        _settle(folder)
+        if os.path.lexists(folder):
+            folder.rename(_aside(folder))
+        fault_point("before rename")
         temporary.rename(folder)
+        fault_point("after rename")
     except BaseException as error:
         with suppress(OSError):
-            _remove(temporary)
+            discard(temporary)
+        with suppress(OSError):
+            _settle(folder)
         if isinstance(error, OSError):
-            raise CheckpointError(_advice(folder, error)) from error
+            raise cannot_write(folder, error) from error
         raise
     try:
         sync_folder(folder.parent)
     except OSError as error:  # it is complete: to remove it would help nobody
-        raise CheckpointError(f"{_advice(folder, error)}; it may not survive a power cut") from error
+        raise CheckpointError(f"{cannot_write(folder, error)}; it may not survive a power cut") from error
+    with suppress(OSError):  # what is left of the old one is deleted another time
+        _settle(folder)
+
+
+def recover_replaced(parent: Path) -> None:
+    """Undo, or finish, the replacements in ``parent`` that a crash cut short.
+
+    ``.NAME.replaced`` is put back where there is no ``NAME``, and deleted where there is.
+
+    Raises:
+        CheckpointError: it could not be done; nothing is lost.
+    """
+    for aside in parent.glob(".[!.]*.replaced"):
+        folder = parent / aside.name.removeprefix(".").removesuffix(".replaced")
+        try:
+            _settle(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: Path | str, error: OSError) -> CheckpointError:
+    """The error that says what failed and what to do."""
+    remedies = {
+        errno.ENOSPC: "free some space there",
+        errno.EDQUOT: "free some space there, or raise your quota",
+        errno.EFBIG: "allow larger files there",
+        errno.EACCES: "allow writing there",
+        errno.EPERM: "allow writing there",
+        errno.EROFS: "allow writing there",
+        errno.EIO: "check the disk",
+    }
+    remedy = remedies.get(error.errno or 0, "see to that")
+    return CheckpointError(f"cannot write {path} ({error.strerror}): {remedy} and run the same command again")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -210,6 +256,7 @@ def _write_files(temporary: Path, tensors: Mapping[str, Mapping[str, torch.Tenso
     for part, content in tensors.items():
         name = f"{part}.safetensors"
         files[name] = write_tensor_file(temporary / name, content)
+        fault_point("checkpoint write")
     write_synced(temporary / _STATE, state)
     files[_STATE] = FileSummary(len(state), crc32c(state))
     write_synced(temporary / _MANIFEST, _encode_manifest(files))
@@ -262,24 +309,20 @@ def _create_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def _remove(leftover: Path) -> None:
-    if leftover.is_dir() and not leftover.is_symlink():
-        shutil.rmtree(leftover)
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _settle(folder: Path) -> None:
+    """Of ``folder`` and what was moved aside for it leave one: the new if it has its name, else the old."""
+    aside = _aside(folder)
+    if not os.path.lexists(aside):
+        return
+    if os.path.lexists(folder):
+        sync_folder(folder.parent)  # before the old one goes, the new one must have its name for good
+        remove_folder(aside)
     else:
-        leftover.unlink(missing_ok=True)
-
-
-def _advice(folder: Path, error: OSError) -> str:
-    remedies = {
-        errno.ENOSPC: "free some space there",
-        errno.EDQUOT: "free some space there, or raise your quota",
-        errno.EACCES: "allow writing there",
-        errno.EPERM: "allow writing there",
-        errno.EROFS: "allow writing there",
-        errno.EIO: "check the disk",
-    }
-    remedy = remedies.get(error.errno or 0, "see to that")
-    return f"cannot write {folder} ({error.strerror}): {remedy} and run the same command again"
+        aside.rename(folder)
 
 
 # ---- reading

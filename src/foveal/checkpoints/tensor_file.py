@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 19  # bytes: what is copied is still in the processor's cache when it is checksummed
+_WRITE_BACK = 4 << 20  # bytes: the disk is kept busy, and not with small requests
 _ALIGNMENT = 64
 
 
@@ -155,15 +156,19 @@ def _require_little_endian() -> None:
 
 
 def _write_content(file: FileIO, header: bytes, ordered: list[tuple[str, torch.Tensor]]) -> TensorFileSummary:
-    _write_all(file, memoryview(header))
-    size, file_crc, crcs = len(header), crc32c(header), {}
+    output = _Output(file)
+    output.write(memoryview(header))
+    file_crc, crcs = crc32c(header), {}
     for name, tensor in ordered:
         content = _host_bytes(tensor)
-        crcs[name] = _write_checksummed(file, content)
+        crcs[name] = 0
+        for start in range(0, len(content), _CHUNK):
+            chunk = content[start : start + _CHUNK]
+            output.write(chunk.data)
+            crcs[name] = crc32c(chunk, crcs[name])
         file_crc = joined_crc(file_crc, crcs[name], len(content))
-        size += len(content)
     os.fsync(file.fileno())
-    return TensorFileSummary(size, file_crc, crcs)
+    return TensorFileSummary(output.size, file_crc, crcs)
 
 
 def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
@@ -173,13 +178,25 @@ def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     return content
 
 
-def _write_checksummed(file: FileIO, content: NDArray[np.uint8]) -> int:
-    crc = 0
-    for start in range(0, len(content), _CHUNK):
-        chunk = content[start : start + _CHUNK]
-        _write_all(file, chunk.data)
-        crc = crc32c(chunk, crc)
-    return crc
+class _Output:
+    """A new file that the disk begins to store while the rest of it is still being written.
+
+    Attributes:
+        size: bytes written.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._begun = 0  # bytes that the disk was told to store
+        self.size = 0
+
+    def write(self, content: memoryview) -> None:
+        _write_all(self._file, content)
+        self.size += len(content)
+        if self.size - self._begun >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
+            # Linux begins to store what it is told will not be needed; what is not stored yet stays cached.
+            os.posix_fadvise(self._file.fileno(), self._begun, 0, os.POSIX_FADV_DONTNEED)
+            self._begun = self.size
 
 
 def _write_all(file: FileIO, content: memoryview) -> None:

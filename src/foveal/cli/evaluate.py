@@ -31,7 +31,9 @@ class Weights(StrEnum):
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="A run folder; several are one ensemble.")
+    ],
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
     weights: Annotated[
@@ -45,7 +47,7 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure a run's accuracy on a part of its data.
+    """Measure a run's accuracy on a part of its data; or that of the mean probabilities of several runs.
 
     Example: foveal evaluate runs/digits --split validation
     """
@@ -54,7 +56,7 @@ def evaluate(
     from foveal.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(
-        run,
+        runs,
         checkpoint=parse_checkpoint(checkpoint),
         split=split.value,
         weights=weights.value if weights else None,
@@ -104,12 +106,28 @@ def _print(result: Evaluation) -> None:
         print_table(
             ("most confused: true", "predicted", "examples"), [(a, b, str(n)) for a, b, n in pairs], texts=2
         )
+    if result.members:
+        typer.echo("")
+        print_table(
+            ("member", "weights", "step", "accuracy", "loss"),
+            [
+                (each.run, str(each.weights), str(each.step), f"{each.accuracy:.2%}", f"{each.loss:.4f}")
+                for each in result.members
+            ],
+            texts=2,
+        )
     top5 = f"  top-5 {result.top5_accuracy:.2%}" if result.top5_accuracy is not None else ""
     further = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
     typer.echo(
         f"\naccuracy {result.accuracy:.2%}{top5}  loss {result.loss:.4f}{further}\n"
-        f"{result.examples:,} {result.split} examples, {result.weights} weights of step {result.step}"
+        f"{result.examples:,} {result.split} examples, {_weights(result)}"
     )
+
+
+def _weights(result: Evaluation) -> str:
+    if result.members:
+        return f"mean probabilities of {len(result.members)} runs"
+    return f"{result.weights} weights of step {result.step}"
 
 
 def _percent(value: float | None) -> str:

@@ -24,6 +24,27 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated."),
     ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of a run, a checkpoint, a .safetensors file or a PyTorch state dict."
+        ),
+    ] = None,
+    init_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=REPLACEMENT", help="Rename the tensors of that file; may be repeated."),
+    ] = None,
+    init_skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Tensors that keep their first values; may be repeated."),
+    ] = None,
+    init_partial: Annotated[
+        bool, typer.Option("--init-partial", help="Accept that tensors are missing or of another shape.")
+    ] = False,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Parameters that do not learn; may be repeated."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and begin anew.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -35,15 +56,19 @@ def train(
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
 
-    changes = list(settings or ())
-    if steps is not None:
-        changes.append(f"steps={steps}")
-    if seed is not None:
-        changes += [f"seed.init={seed}", f"seed.data={seed}"]
-    if device is not None:
-        changes.append(f"device={device}")
-    if data is not None:
-        changes.append(f"data.path={data.resolve()}")
+    given = {
+        "steps": steps,
+        "seed.init": seed,
+        "seed.data": seed,
+        "device": device,
+        "data.path": data and str(data.resolve()),
+        "init.path": init_from and str(init_from.resolve()),
+        "init.map": init_map or None,
+        "init.skip": init_skip or None,
+        "init.partial": init_partial or None,
+        "freeze": freeze or None,
+    }
+    changes = [*(settings or ()), *(_change(key, value) for key, value in given.items() if value is not None)]
     chosen = recipes.choose(recipe, changes)
 
     from foveal.training.console import Console
@@ -56,3 +81,10 @@ def train(
         typer.echo(result.summary())
     if not result.finished:
         raise typer.Exit(3)
+
+
+def _change(key: str, value: object) -> str:
+    """``KEY=VALUE`` as for ``--set``, whatever characters are in the value."""
+    import tomli_w
+
+    return f"{key}={tomli_w.dumps({'value': value}).removeprefix('value = ')}"

@@ -86,5 +86,7 @@ def _check_stream(recipe: Recipe) -> None:
         what = "its end is not known: give steps, and checkpoint.every and logging.every in steps"
     elif recipe.data.sampling != "all" or recipe.data.on_corrupt != "error":
         what = "data.sampling and data.on_corrupt need data that can be read in any order"
+    elif recipe.ema and recipe.ema.statistics == "recompute":
+        what = "ema.statistics = 'recompute' reads the first batches again: use copy or average"
     if what:
         raise RecipeError(f"the data are a stream: {what}")

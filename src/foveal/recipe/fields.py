@@ -38,6 +38,25 @@ def _check_plain(value: Any) -> Any:
     return value
 
 
+def _check_expression(expression: str) -> str:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
+    return expression
+
+
+def _check_renaming(text: str) -> str:
+    expression, equals, replacement = text.partition("=")
+    if not equals or not expression:
+        raise ValueError(f"{text!r}: write it as 'REGEX=REPLACEMENT'")
+    try:
+        re.compile(f"(?:{_check_expression(expression)})|").sub(replacement, "")
+    except (re.error, IndexError) as error:
+        raise ValueError(f"{text!r}: the replacement does not fit the expression: {error}") from None
+    return text
+
+
 # Strict: true is not 1, and "5" is not 5.
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -48,6 +67,10 @@ Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Expression = Annotated[str, AfterValidator(_check_expression)]
+"""A regular expression."""
+Renaming = Annotated[str, AfterValidator(_check_renaming)]
+"""``REGEX=REPLACEMENT``, as :func:`re.sub` takes them; the expression holds no ``=``."""
 
 
 PlainValue = Annotated[Any, AfterValidator(_check_plain)]

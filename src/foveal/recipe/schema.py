@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from foveal.recipe.fields import (
     OPERATIONAL,
     Decay,
+    Expression,
     Flag,
     Frequency,
     NonNegativeFloat,
@@ -19,6 +19,7 @@ from foveal.recipe.fields import (
     Part,
     PositiveFloat,
     PositiveInt,
+    Renaming,
     Seed,
     Share,
     UnitFloat,
@@ -47,7 +48,7 @@ class DataPart(Part):
     name: str = "digits"
     """A known data set; a format (folder, csv, tfrecord, parquet, fixed_length, idx, arrays) of the files at
     'path', or 'auto' to recognise it; or your own: 'package.module:factory', a function that returns a
-    foveal.DataSet or a foveal.StreamSource."""
+    foveal.DataSet, whose train part may be a foveal.StreamSource."""
     path: Annotated[Path | None, OPERATIONAL] = None
     """Where its files are. Without it, a known data set: $FOVEAL_DATA/NAME, the cache folder, a download."""
     options: Options = {}
@@ -171,18 +172,9 @@ class _Optimizer(Part):
     weight_decay: NonNegativeFloat = 0.0
     """Strength of the pull towards zero. SGD and RMSProp add it times the weight to the gradient (the loss
     term weight_decay / 2 * sum of squares); AdamW takes learning rate * weight_decay of the weight off."""
-    decayed: str = "kernels"
+    decayed: Expression = "kernels"
     """What decays: 'kernels' (parameters of two or more dimensions), 'all', or a regular expression that is
     searched in the parameters' names."""
-
-    @field_validator("decayed")
-    @classmethod
-    def _check_expression(cls, expression: str) -> str:
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
-        return expression
 
 
 class Sgd(_Optimizer):
@@ -238,6 +230,40 @@ class Ema(Part):
 
     decay: Share
     """Share of the average that is kept at each step: min(decay, (1 + n) / (10 + n)) at the n-th update."""
+    statistics: Literal["copy", "average", "recompute"] = "copy"
+    """Batch norm's means and variances for the averaged weights: the network's own, averages of these, or
+    measured anew on training batches whenever the averages are evaluated or saved."""
+    batches: PositiveInt = 50
+    """Training batches that statistics = 'recompute' measures on."""
+
+
+class Init(Part):
+    """The weights training starts from, instead of random ones."""
+
+    path: Annotated[Path, OPERATIONAL]
+    """A run folder, a checkpoint folder, a .safetensors file, or a PyTorch state dict (.pt, .pth)."""
+    sha256: str | None = None
+    """Of the file of weights; filled in when the run is begun."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Which weights of a run or checkpoint. auto: the averages where there are some."""
+    map: tuple[Renaming, ...] = ()
+    """'REGEX=REPLACEMENT' for the names in the file, applied in order to the whole name (re.sub), before they
+    are matched with the network's."""
+    skip: tuple[Expression, ...] = ()
+    """Tensors of the network that keep their first values: regular expressions searched in their names."""
+    partial: Flag = False
+    """Accept that tensors of the network are not in the file, or are of another shape."""
+
+
+class Phase(Part):
+    """A stretch at the beginning of training in which less is learnt, or at another rate."""
+
+    steps: PositiveInt
+    """How long it is; the next phase, or the rest of training, follows."""
+    freeze: tuple[Expression, ...] = ()
+    """What is frozen meanwhile, besides the recipe's own 'freeze'."""
+    rate: PositiveFloat = 1.0
+    """Multiplies the scheduled learning rate meanwhile."""
 
 
 class Seeds(Part):
@@ -258,6 +284,11 @@ class Evaluation(Part):
     """Evaluate the last weights on the test part, if there is one."""
     metrics: tuple[str, ...] = ()
     """More metrics by name, of torchmetrics.classification: 'f1_score', 'auroc', 'cohen_kappa', ..."""
+    best: str = "accuracy"
+    """The metric of the validation part that decides which checkpoint is the best: accuracy, loss,
+    top5_accuracy, or one of 'metrics'."""
+    patience: PositiveInt | None = None
+    """End training after so many evaluations in a row without a new best."""
     batch_size: Annotated[PositiveInt, OPERATIONAL] = 500
     """Examples evaluated at a time."""
 
@@ -278,10 +309,17 @@ class Checkpointing(Part):
 
     every: Annotated[Frequency, OPERATIONAL] = Frequency(1, "epochs")
     """How often; the end of training, a signal and a new best are always saved."""
+    save: Annotated[Literal["async", "sync"], OPERATIONAL] = "async"
+    """async: training goes on while a copy of the state is written. sync: it waits, and needs no copy."""
     keep_last: Annotated[PositiveInt, OPERATIONAL] = 3
     """The newest checkpoints that are kept."""
-    keep_best: Annotated[NonNegativeInt, OPERATIONAL] = 1
-    """The checkpoints of best validation accuracy that are kept besides."""
+    keep_best: Annotated[NonNegativeInt | dict[str, PositiveInt], OPERATIONAL] = 1
+    """The best checkpoints that are kept besides: a number, by 'evaluation.best'; or a number for each of
+    several metrics of the validation part: {accuracy = 2, loss = 1}."""
+    keep_steps: Annotated[PositiveInt | None, OPERATIONAL] = None
+    """Keep besides one checkpoint, the first, of every so many steps."""
+    keep_hours: Annotated[PositiveFloat | None, OPERATIONAL] = None
+    """Keep besides one checkpoint, the first, of every so many hours of training."""
 
 
 class Recipe(Part):
@@ -319,6 +357,12 @@ class Recipe(Part):
     preprocessing: tuple[Transform, ...] = ()
     """What is done to the images instead when they are evaluated or predicted: resize, central_crop."""
     normalization: Normalization = Normalization()
+    init: Init | None = None
+    freeze: tuple[Expression, ...] = ()
+    """Parameters that do not learn: regular expressions searched in their names. No gradient, no weight
+    decay; batch norm whose parameters are all frozen keeps its statistics."""
+    phases: tuple[Phase, ...] = ()
+    """Stretches at the beginning of training in which more is frozen, or the learning rate is another."""
     loss: Loss = Loss()
     optimizer: OptimizerPart
     schedule: SchedulePart = Constant()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.data.catalog import open_data
 from foveal.device import configured, resolve_machine
+from foveal.evaluation import EvaluationStopped
+from foveal.faults import begin_step
 from foveal.run_folder import RunFolder
 from foveal.training.console import Silent
 from foveal.training.hooks import StopRequest
@@ -81,45 +83,59 @@ def train(
         recipe = folder.adopt(recipe)
     data = open_data(recipe.data, progress=progress)
     recipe = resolve_machine(recipe, decodes=data.train.image_shape is None)
+    stop = StopRequest()
     with configured(recipe):
-        session = Session(recipe, data, console)  # a mistake in the recipe shows here: nothing is touched yet
-        folder.create(fresh=fresh)
-        with folder.lock():
+        session = Session(recipe, data, console, stopped=lambda: stop.requested is not None)
+        if fresh or not folder.checkpoints.steps():
+            session.begin()
+        folder.create(fresh=fresh)  # every mistake in the recipe has shown itself, and nothing was touched
+        with folder.lock(), stop:
             session.open(folder)
             with closing(session):
-                stopped_by = _run_steps(session, console)
-                accuracy = _test(session) if stopped_by is None and recipe.evaluation.final else None
-    if stopped_by:
+                _train_steps(session, stop, console)
+                accuracy, tested = _test(session)
+    finished = session.finished and tested
+    if not finished:
         console.message(
-            f"stopped by {stopped_by} after step {session.step}: run the same command to continue"
+            f"stopped by {stop.requested} after step {session.step}: run the same command to continue"
         )
     examples = session.step * recipe.batch_size
     rate = examples / session.train_seconds if session.train_seconds else 0.0
-    return TrainResult(folder.path, session.step, stopped_by is None, session.train_seconds, rate, accuracy)
+    return TrainResult(folder.path, session.step, finished, session.train_seconds, rate, accuracy)
 
 
-def _run_steps(session: Session, console: Console) -> str | None:
-    """Do what is left of the run; the name of the signal that stopped it, if one did."""
-    if session.step >= session.total_steps:
-        return None
+def _train_steps(session: Session, stop: StopRequest, console: Console) -> None:
+    """Do what is left of the run, or as much of it as there is before a stop is asked for."""
+    if session.finished:
+        return
     console.start(session.step, session.total_steps)
     try:
-        with StopRequest() as stop, session.batches() as batches:
-            for batch in batches:
-                loss = session.train_step(session.step, batch)
-                session.after_step(loss, batch)
-                if stop.requested:
-                    break
-            session.save()
-            session.stop_clock()
+        with suppress(EvaluationStopped):
+            if session.evaluation_pending:
+                session.complete_step()
+            if not session.finished:
+                _train_batches(session, stop)
+        session.save()
+        session.finish_saving()
     finally:
         console.stop()
-    return stop.requested if session.step < session.total_steps else None
 
 
-def _test(session: Session) -> float | None:
-    """The accuracy of the last weights on the test part, measured once."""
-    if not session.has_test:
-        return None
+def _train_batches(session: Session, stop: StopRequest) -> None:
+    with session.batches() as batches:
+        for batch in batches:
+            begin_step(session.step)
+            session.train(batch)
+            if stop.requested or session.finished:
+                return
+
+
+def _test(session: Session) -> tuple[float | None, bool]:
+    """The accuracy of the last weights on the test part, measured once; and whether nothing is left to do."""
+    if not (session.finished and session.has_test and session.recipe.evaluation.final):
+        return None, True
     done = session.test_record()
-    return done["accuracy"] if done else session.evaluate("test").accuracy
+    try:
+        return done["accuracy"] if done else session.evaluate("test").accuracy, True
+    except EvaluationStopped:
+        return None, False

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from foveal.errors import RunError
+from foveal.files import sync_folder
 from foveal.tensorflow.records import frame
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class AppendedFile:
             )
         elif length is not None and self._file:
             self._file.truncate(length)
+            self._file.seek(length)
 
     def append(self, data: bytes) -> None:
         """Add to the end; other processes see it at once."""
@@ -54,12 +56,14 @@ class AppendedFile:
         self._file.write(data)
         self._file.flush()
 
-    def synced_length(self) -> int:
-        """Force what was written to the disk; the length in bytes."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+    def length(self) -> int:
+        """In bytes."""
+        return self._file.tell() if self._file else 0
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -93,13 +97,14 @@ class RunLog:
             clock: seconds since 1970.
         """
         self._clock = clock
+        self._folder = folder
         names = (METRICS, EVALUATIONS, CORRUPT, self._events_name(folder))
         self._files = {
             name: AppendedFile(folder / name, None if lengths is None else lengths.get(name, 0), report)
             for name in names
         }
         self._events = self._files[names[-1]]
-        if self._events.synced_length() == 0:
+        if self._events.length() == 0:
             self._event(None, {"file_version": "brain.Event:2"})
 
     def _events_name(self, folder: Path) -> str:
@@ -122,8 +127,14 @@ class RunLog:
         self._json(CORRUPT, record)
 
     def lengths(self) -> dict[str, int]:
-        """Force all logs to the disk; the length of each, for a checkpoint to record."""
-        return {name: file.synced_length() for name, file in self._files.items()}
+        """The length of each log in bytes, for a checkpoint to record."""
+        return {name: file.length() for name, file in self._files.items()}
+
+    def sync(self) -> None:
+        """Force all logs, and their names, to the disk; another thread may write meanwhile."""
+        for file in self._files.values():
+            file.sync()
+        sync_folder(self._folder)
 
     def close(self) -> None:
         """Close the files."""

@@ -12,7 +12,7 @@ from foveal.errors import CheckpointError
 from foveal.recipe import AdamW, RmsProp, Sgd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from foveal.recipe import OptimizerPart
 
@@ -42,6 +42,11 @@ class TensorFlowRmsProp(torch.optim.Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(params, defaults)
+        for parameter in _parameters(self):
+            self.state[parameter] = {
+                "average": torch.ones_like(parameter),
+                "momentum": torch.zeros_like(parameter),
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -54,10 +59,6 @@ class TensorFlowRmsProp(torch.optim.Optimizer):
                 self._update(group, params, [p.grad for p in params])
 
     def _update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
-        for parameter in params:
-            if not self.state[parameter]:
-                self.state[parameter]["average"] = torch.ones_like(parameter)
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         averages = [self.state[p]["average"] for p in params]
         updates = [self.state[p]["momentum"] for p in params]
         if group["weight_decay"]:
@@ -71,23 +72,37 @@ class TensorFlowRmsProp(torch.optim.Optimizer):
 
 
 def build_optimizer(part: OptimizerPart, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a recipe names, over the parameters that learn.
+    """The optimizer a recipe names, over the parameters that ask for a gradient, with all of its slots.
 
-    Raises:
-        RecipeError: ``decayed`` is not a regular expression.
+    PyTorch makes a slot at the first update of its parameter. Where some learn later than others, its fused
+    kernels would be given slots for a part of them only, which they take for none at all.
     """
     groups = _groups(part, model)
+    optimizer: torch.optim.Optimizer
     match part:
         case Sgd():
-            return torch.optim.SGD(
+            optimizer = torch.optim.SGD(
                 groups, lr=part.learning_rate, momentum=part.momentum, nesterov=part.nesterov, fused=True
             )
+            for parameter in _parameters(optimizer) if part.momentum else ():
+                optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
         case AdamW():
-            return torch.optim.AdamW(
+            optimizer = torch.optim.AdamW(
                 groups, lr=part.learning_rate, betas=part.betas, eps=part.epsilon, fused=True
             )
+            for parameter in _parameters(optimizer):
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         case RmsProp():
-            return TensorFlowRmsProp(groups, part.learning_rate, part.decay, part.momentum, part.epsilon)
+            optimizer = TensorFlowRmsProp(groups, part.learning_rate, part.decay, part.momentum, part.epsilon)
+    return optimizer
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _groups(part: OptimizerPart, model: nn.Module) -> list[dict[str, Any]]:
@@ -127,17 +142,15 @@ def load_optimizer_tensors(
     """Put back what :func:`optimizer_tensors` gave.
 
     Raises:
-        CheckpointError: a tensor belongs to no parameter, or has another shape.
+        CheckpointError: they are not exactly the slots that this network and optimizer have.
     """
-    parameters = dict(model.named_parameters())
+    own = optimizer_tensors(optimizer, model)
     for key, value in tensors.items():
-        slot, _, name = key.partition("/")
-        parameter = parameters.get(name)
-        if parameter is None or (value.ndim and value.shape != parameter.shape):
+        if key not in own or (value.shape, value.dtype) != (own[key].shape, own[key].dtype):
             raise CheckpointError(
                 f"the optimizer's {key} {list(value.shape)} fits no parameter of this network"
             )
-        if value.ndim:  # in the parameter's memory format: the fused kernels walk both as one
-            optimizer.state[parameter][slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:
-            optimizer.state[parameter][slot] = value.to(parameter.device)
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise CheckpointError(f"the optimizer's {missing[0]} is not in the checkpoint: use another one")
+    for key, value in tensors.items():
+        own[key].copy_(value)

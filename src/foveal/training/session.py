@@ -1,38 +1,37 @@
-"""All that a training run consists of, put together from a recipe, and saved and restored as one."""
+"""A learner in a run folder: what is logged, evaluated and saved on the way, and how a run goes on."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from foveal.checkpoints.retention import retention_policies
+from foveal.checkpoints.run_state import RUN_FIELDS, check_state
+from foveal.checkpoints.saver import CheckpointSaver, check_space, stored_size
 from foveal.data.corrupt import CorruptLedger
-from foveal.data.input import evaluation_pipeline, training_pipeline, training_sampler, training_source
 from foveal.data.loader import Loader
-from foveal.data.source import keys
 from foveal.data.stream import StreamSource
-from foveal.device import find_device
-from foveal.errors import CheckpointError, NonFiniteLossError, RecipeError, RunError
-from foveal.evaluation import Evaluation, evaluate_network, find_metric
-from foveal.models.registry import build_model, end_points
-from foveal.training.ema import MovingAverage
+from foveal.errors import NonFiniteLossError, RecipeError, RunError, UnknownNameError
+from foveal.evaluation import Evaluation, evaluate_network, find_metric, higher_is_better
+from foveal.inference import undisturbed
+from foveal.models.registry import end_points
 from foveal.training.hooks import Every, FiniteLoss
-from foveal.training.measure import resolve_speed
+from foveal.training.learner import Learner
 from foveal.training.metrics import RunLog
-from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
-from foveal.training.step import PreparedBatch, TrainStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
 
+    from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.data.corrupt import CorruptRecord
     from foveal.data.source import DataSet
     from foveal.recipe import Recipe
     from foveal.run_folder import RunFolder
     from foveal.training.console import Console
+    from foveal.training.step import PreparedBatch
 
 
 _PROBABILITIES = "probabilities"  # the softmax of the logits, which no module computes
@@ -42,103 +41,157 @@ class Session:
     """A run in progress.
 
     Attributes:
-        recipe: resolved: nothing in it is ``auto``.
-        step: how many steps are done.
-        total_steps: how many there will be.
+        learner: what learns.
         train_seconds: time spent training so far, over all restarts, without evaluation.
     """
 
-    def __init__(self, recipe: Recipe, data: DataSet, console: Console) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: DataSet,
+        console: Console,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Put a run together at its step 0; nothing is written anywhere, and every mistake shows here.
 
         Args:
             recipe: ``precision`` and ``compile`` may be ``auto``: they are measured now.
             data: what the recipe's ``data`` table names.
             console: what reports to a person.
+            stopped: whether someone wants the run to stop: asked while data are waited for and evaluated.
 
         Raises:
             FovealError: the recipe contradicts itself or does not fit the data.
         """
-        source = training_source(recipe, data)
-        self._data = data
-        self._source = source
-        self._fingerprint = source.fingerprint()  # reads all of the data: once, and not at every save
+        self.learner = learner = Learner(recipe, data)
+        recipe = learner.recipe
+        _check_names(recipe, learner.model, len(learner.source.classes))
+        if recipe.evaluation.patience and data.validation is None:
+            raise RecipeError(
+                "evaluation.patience needs a validation part: set data.validation or data.split"
+            )
         self._console = console
-        self._sampler = training_sampler(recipe, source)
-        self.total_steps = recipe.steps or self._sampler.steps(recipe.epochs or 0)
-        self._pipeline = training_pipeline(recipe, source)
-        _check_shapes(recipe, data, self._pipeline.image_shape)
-        self._device = find_device(recipe.device)
-        model = build_model(recipe.model, len(source.classes), self._pipeline.image_shape, recipe.seed.init)
-        _check_names(recipe, model, len(source.classes))
-        self.recipe = resolve_speed(recipe, model, self.prepare(0), self.total_steps)
-        self._model = model.to(self._device).train()
-        self.train_step = TrainStep(self._model, self.recipe, self.total_steps, self._device)
-        self._average = MovingAverage(self._model, recipe.ema.decay) if recipe.ema else None
+        self._stopped = stopped
+        self._policies = retention_policies(recipe.checkpoint, recipe.evaluation.best, higher_is_better)
 
-        self.step = 0
         self.train_seconds = 0.0
         self._best: dict[str, Any] | None = None
-        self._validation: dict[str, Any] | None = None
-        self._ledger = CorruptLedger(recipe.data.corrupt_budget, len(source))
+        self._stale = 0  # evaluations since the best one
+        self._validation: dict[str, Any] | None = None  # what the present step's evaluation gave
+        self._pending = False  # whether the present step is still to be evaluated
+        self._saved: tuple[int, bool] | None = None  # the step saved last, and whether it was pending then
+        self._ledger = CorruptLedger(recipe.data.corrupt_budget, len(learner.source))
         self._last_loss: Tensor | None = None
-        self._guard = FiniteLoss(self._keys)
-        self._log_due = Every(recipe.logging.every, self._sampler)
-        self._activations_due = Every(recipe.logging.activations_every, self._sampler)
-        self._evaluation_due = Every(recipe.evaluation.every, self._sampler)
-        self._save_due = Every(recipe.checkpoint.every, self._sampler)
+        self._guard = FiniteLoss(lambda step: learner.keys(step - 1))
+        self._log_due = Every(recipe.logging.every, learner.sampler)
+        self._activations_due = Every(recipe.logging.activations_every, learner.sampler)
+        self._evaluation_due = Every(recipe.evaluation.every, learner.sampler)
+        self._save_due = Every(recipe.checkpoint.every, learner.sampler)
         self._loader: Loader[PreparedBatch] | None = None
-        self._resumed_at = time.perf_counter()
+        self._since: float | None = None  # when the clock of training was started
+
+    @property
+    def recipe(self) -> Recipe:
+        """Resolved: nothing in it is ``auto``."""
+        return self.learner.recipe
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.learner.step
+
+    @property
+    def total_steps(self) -> int:
+        """How many there will be, at most."""
+        return self.learner.total_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or further ones have ceased to pay."""
+        patience = self.recipe.evaluation.patience
+        ceased = patience is not None and self._stale >= patience
+        return not self._pending and (self.step >= self.total_steps or ceased)
+
+    @property
+    def evaluation_pending(self) -> bool:
+        """Whether the present step is still to be evaluated: a stop came during its evaluation."""
+        return self._pending
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the data have a test part."""
+        return self.learner.data.test is not None
+
+    def begin(self) -> None:
+        """Load the first weights that the recipe names, if it does.
+
+        Raises:
+            CheckpointError: they cannot be used.
+        """
+        report = self.learner.initialise()
+        for line in report.lines() if report else ():
+            self._console.message(line)
 
     def open(self, folder: RunFolder) -> None:
         """Begin in a folder, or go on from the newest good checkpoint in it.
 
         Raises:
             RunError: it holds a run of another recipe or on other data.
-            CheckpointError: its checkpoints cannot be used.
+            CheckpointError: its checkpoints cannot be used, or there is no room for more.
         """
         if folder.exists():
             folder.adopt(self.recipe)  # checked already, but not under the lock
         self._folder = folder
-        self._checkpoints = folder.checkpoints
-        lengths = self._restore()
+        manager = folder.checkpoints
+        manager.remove_leftovers()
+        had_checkpoints = bool(manager.steps())
+        stored = manager.load("latest")
+        if stored is not None:
+            self._restore(stored)
+        elif had_checkpoints:  # all of them damaged: what `begin` would have done is done now
+            self.begin()
+        if not self.finished:
+            check_space(manager.folder, stored_size(self.learner.tensors()))
         folder.write_recipe(self.recipe)
         tested = self.test_record() is not None
+        lengths = dict(stored.state["logs"]) if stored else {}
         self._log = RunLog(folder.path, None if tested else lengths, report=self._console.message)
         self._ledger.restore(record["key"] for record in folder.corrupt_records())
         self._logged = (self.step, self.train_seconds, 0.0)  # step, seconds and waiting at the last record
-
-    def prepare(self, step: int) -> PreparedBatch:
-        """What step number ``step`` (from 0) trains on; depends on nothing else, and runs on any thread."""
-        prepared = self._pipeline(self._sampler.sample(step))
-        images = torch.as_tensor(prepared.images).permute(0, 3, 1, 2)
-        targets = torch.as_tensor(prepared.targets)
-        if self._device.type == "cuda":
-            images, targets = (each if each.is_cuda else each.pin_memory() for each in (images, targets))
-        return PreparedBatch(images, targets, prepared.sample, prepared.corrupt)
+        self._saver = CheckpointSaver(
+            manager, self._policies, asynchronous=self.recipe.checkpoint.save == "async"
+        )
 
     def batches(self) -> Loader[PreparedBatch]:
         """The remaining steps' batches, prepared ahead; training time counts from here."""
-        self._resumed_at = time.perf_counter()
+        self._since = time.perf_counter()
         threads = int(self.recipe.loader_threads)
-        if isinstance(self._source, StreamSource):  # what comes next comes once, and to one thread
+        source = self.learner.source
+        if isinstance(source, StreamSource):  # what comes next comes once, and to one thread
             threads = 1
-            self._source.restart(self.step * self.recipe.batch_size)
+            source.restart(self.step * self.recipe.batch_size)
             if self.step:
                 self._console.message("the data are a stream, which begins anew")
         self._loader = Loader(
-            self.prepare,
+            self.learner.prepare,
             range(self.step, self.total_steps),
             threads=threads,
             report=self._console.message,
+            stopped=self._stopped,
         )
         return self._loader
 
-    def after_step(self, loss: Tensor, batch: PreparedBatch) -> None:
-        """Average, check, log, evaluate and save, as far as each is due."""
-        self.step += 1
-        if self._average is not None:
-            self._average.update(self.step)
+    def train(self, batch: PreparedBatch) -> None:
+        """Do a step, and all that is due after it: logging, evaluating, saving.
+
+        Raises:
+            EvaluationStopped: a stop was asked for during the evaluation.
+            NonFiniteLossError: training diverged.
+            CheckpointError: a checkpoint could not be written.
+        """
+        loss = self.learner.learn(batch)
+        self._saver.check()
         self._last_loss = loss
         self._guard.add(self.step, loss)
         self._console.step(self.step)
@@ -153,10 +206,18 @@ class Session:
             self._log.metrics(record)
             self._console.metrics(record)
         self._validation = None
-        improved = False
         at_the_end = last and self.recipe.evaluation.every.unit != "never"
-        if self._data.validation is not None and (self._evaluation_due.due(self.step) or at_the_end):
-            improved = self._validate()
+        due = self._evaluation_due.due(self.step) or at_the_end
+        self._pending = due and self.learner.data.validation is not None
+        self.complete_step()
+
+    def complete_step(self) -> None:
+        """Do what is due after the present step besides logging; a stop may have left it undone.
+
+        Raises:
+            As :meth:`train` does.
+        """
+        improved = self._pending and self._validate()
         if self._save_due.due(self.step) or improved:
             self.save()
 
@@ -165,40 +226,41 @@ class Session:
 
         Raises:
             NonFiniteLossError: the weights are not worth saving.
-            CheckpointError: they could not be written.
+            CheckpointError: this save could not be begun, or the one before failed.
         """
-        if self.step in self._checkpoints.steps():
+        if self._saved == (self.step, self._pending):
             return
         self._check_finite()
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "model": self._model.state_dict(),
-            "optimizer": optimizer_tensors(self.train_step.optimizer, self._model),
-        }
-        if self._average is not None:
-            tensors["ema"] = self._average.tensors
-        self._checkpoints.save(self.step, tensors, self._state())
-        self._checkpoints.prune(self.recipe.checkpoint.keep_last, self.recipe.checkpoint.keep_best)
+        self._saver.save(self.step, self.learner.tensors(), self._state(), self._log.sync)
+        self._saved = (self.step, self._pending)
 
     def evaluate(self, split: str) -> Evaluation:
         """Evaluate the present weights, log the result, and leave everything as it was.
 
         Raises:
             NonFiniteLossError: the weights are not worth evaluating.
+            EvaluationStopped: a stop was asked for meanwhile.
         """
         self._check_finite()
-        elapsed = self._measured_seconds()
-        result = evaluate_network(
-            self._model,
-            self._data.part(split),
-            self.recipe,
-            metrics=self.recipe.evaluation.metrics,
-            averages=self._average.tensors if self._average else None,
-            step=self.step,
-            weights="ema" if self._average else "raw",
-            split=split,
-        )
-        self._resumed_at = time.perf_counter()  # the clock stood still meanwhile
-        self.train_seconds = elapsed
+        learner = self.learner
+        running = self._since is not None
+        self._stop_clock()
+        averages = learner.averaged()
+        try:
+            result = evaluate_network(
+                learner.model,
+                learner.data.part(split),
+                self.recipe,
+                metrics=self.recipe.evaluation.metrics,
+                averages=averages,
+                step=self.step,
+                weights="raw" if averages is None else "ema",
+                split=split,
+                stopped=self._stopped,
+                report=self._console.message,
+            )
+        finally:
+            self._since = time.perf_counter() if running else None
         self._note_corrupt(split, result.corrupt)
         record = {**result.record(), "time": {"wall": time.time()}}
         self._log.evaluation(record)
@@ -207,35 +269,49 @@ class Session:
 
     def test_record(self) -> dict[str, Any] | None:
         """What the finished run's evaluation on the test part gave, if it was done."""
-        if self.step < self.total_steps:
+        if not self.finished:
             return None
         records = self._folder.evaluations()
         return next((r for r in records if r["split"] == "test" and r["step"] == self.step), None)
 
-    @property
-    def has_test(self) -> bool:
-        """Whether the data have a test part."""
-        return self._data.test is not None
+    def finish_saving(self) -> None:
+        """Wait until what is being saved is on the disk; training time counts no further.
 
-    def stop_clock(self) -> None:
-        """Training time counts no further."""
-        self.train_seconds = self._measured_seconds()
-        self._resumed_at = time.perf_counter()
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._saver.wait()
+        self._stop_clock()
 
     def close(self) -> None:
-        """Close the logs."""
+        """Let a save that is under way come to its end, and close the logs."""
+        self._saver.close()
         self._log.close()
 
     def _measured_seconds(self) -> float:
-        return self.train_seconds + time.perf_counter() - self._resumed_at
+        return self.train_seconds + (time.perf_counter() - self._since if self._since else 0.0)
+
+    def _stop_clock(self) -> None:
+        self.train_seconds, self._since = self._measured_seconds(), None
 
     def _validate(self) -> bool:
-        """Evaluate the validation part; whether the accuracy is the best so far."""
+        """Evaluate the validation part; whether the present weights are the best so far."""
         self._validation = self.evaluate("validation").record()
-        improved = self._best is None or self._validation["accuracy"] > self._best["accuracy"]
+        self._pending = False
+        score = self._score()
+        improved = self._best is None or score > self._best.get("score", -math.inf)
         if improved:
-            self._best = {"step": self.step, "accuracy": self._validation["accuracy"]}
+            self._best = {"step": self.step, "score": score}
+        self._stale = 0 if improved else self._stale + 1
+        if self.finished and self.step < self.total_steps:
+            self._console.message(f"step {self.step}: {self._stale} evaluations without a new best: the end")
         return improved
+
+    def _score(self) -> float:
+        """The metric by which checkpoints are compared; higher is better."""
+        name = self.recipe.evaluation.best
+        value = float((self._validation or {})[name])
+        return value if higher_is_better(name) else -value
 
     def _measure(self, loss: Tensor) -> dict[str, Any]:
         """The record of the present step."""
@@ -245,9 +321,9 @@ class Session:
         data_wait = (waited - self._logged[2]) / elapsed
         self._logged = (self.step, seconds, waited)
         return {
-            "epoch": self._sampler.epoch(self.step),
+            "epoch": self.learner.sampler.epoch(self.step),
             "loss": loss.item(),
-            "learning_rate": self.train_step.learning_rate(self.step - 1),
+            "learning_rate": self.learner.train_step.learning_rate(self.step - 1),
             "time": {
                 "wall": time.time(),
                 "seconds_per_batch": elapsed / steps,
@@ -258,14 +334,10 @@ class Session:
 
     def _activations(self, batch: PreparedBatch) -> dict[str, dict[str, float]]:
         """Statistics of named activations of the present batch and weights, in inference mode."""
-        wanted = self.recipe.logging.activations
-        self._model.eval()
-        with (
-            torch.inference_mode(),
-            end_points(self._model, [name for name in wanted if name != _PROBABILITIES]) as found,
-        ):
-            found[_PROBABILITIES] = self._model(batch.images.to(self._device)).softmax(dim=1)
-        self._model.train()
+        model, wanted = self.learner.model, self.recipe.logging.activations
+        names = [name for name in wanted if name != _PROBABILITIES]
+        with undisturbed(model), end_points(model, names) as found:
+            found[_PROBABILITIES] = model(batch.images.to(self.learner.device)).softmax(dim=1)
         return {name: _summary(found[name]) for name in wanted}
 
     def _note_corrupt(self, part: str, records: Iterable[CorruptRecord]) -> None:
@@ -277,72 +349,55 @@ class Session:
     def _check_finite(self) -> None:
         """Raise NonFiniteLossError if a loss so far, or a weight now, is infinite or NaN."""
         self._guard.check()
-        if not torch.stack([value.isfinite().all() for value in self._model.parameters()]).all():
+        if not self.learner.is_finite():
             loss = self._last_loss.item() if self._last_loss is not None else float("nan")
-            raise NonFiniteLossError(self.step, loss, self._keys(self.step), "weights")
-
-    def _keys(self, step: int) -> list[str]:
-        return keys(self._source, self._sampler.sample(step - 1).indices)
+            raise NonFiniteLossError(self.step, loss, self.learner.keys(max(self.step - 1, 0)), "weights")
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
-        source = self._data.train
+        source = self.learner.data.train
         return {
             "step": self.step,
             "train_seconds": self._measured_seconds(),
             "validation": self._validation,
+            "score": self._score() if self._validation else None,
+            "evaluation_pending": self._pending,
             "best": self._best,
+            "stale": self._stale,
             "logs": self._log.lengths(),
             "classes": list(source.classes),
-            "image_shape": list(self._pipeline.image_shape),
+            "image_shape": list(self.learner.image_shape),
             "stored_shape": source.image_shape and list(source.image_shape),
-            "data": self._fingerprint,
+            "data": self.learner.fingerprint,
         }
 
-    def _restore(self) -> dict[str, int]:
-        """Load the newest good checkpoint, if any; the length each log had when it was saved."""
-        self._checkpoints.remove_leftovers()
-        stored = self._checkpoints.load("latest")
-        if stored is None:
-            return {}
+    def _restore(self, stored: StoredCheckpoint) -> None:
+        """Go on from a checkpoint."""
         state = stored.state
-        if state["data"] != self._fingerprint:
+        check_state(stored.folder, state, state["step"], RUN_FIELDS)
+        if state["data"] != self.learner.fingerprint:
             raise RunError(
                 f"{self._folder.path}: the training data are not those the run was begun with; "
                 "give them with --data, or start anew with --fresh"
             )
-        try:
-            self._model.load_state_dict(stored.tensors["model"])
-        except RuntimeError as error:
-            raise CheckpointError(f"{stored.folder}: {' '.join(str(error).split())}") from None
-        load_optimizer_tensors(self.train_step.optimizer, self._model, stored.tensors["optimizer"])
-        if self._average is not None:
-            self._average.load(stored.tensors["ema"])
-        self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self._best, self._validation = state["best"], state["validation"]
-        if self.step < self.total_steps:
+        self.learner.load(stored)
+        self.train_seconds = state["train_seconds"]
+        self._best, self._stale = state.get("best"), state.get("stale", 0)
+        self._validation, self._pending = state.get("validation"), state.get("evaluation_pending", False)
+        self._saved = (self.step, self._pending)
+        if not self.finished:
             self._console.message(f"continuing from step {self.step} ({stored.folder})")
-        return dict(state["logs"])
-
-
-def _check_shapes(recipe: Recipe, data: DataSet, trained: tuple[int, int, int]) -> None:
-    """Raise RecipeError if evaluations would show the network images of another shape than training."""
-    for name, part in data.parts().items():
-        if name != "train" and (shape := evaluation_pipeline(recipe, part).image_shape) != trained:
-            raise RecipeError(
-                f"the network would see images of {_times(trained)} in training, and of {_times(shape)} "
-                f"from the {name} part: make them one size with augmentation and preprocessing"
-            )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _check_names(recipe: Recipe, model: nn.Module, classes: int) -> None:
     """Raise UnknownNameError for a metric or an activation there is not: now, not hours into training."""
     for name in recipe.evaluation.metrics:
         find_metric(name, classes)
+    known = ["accuracy", "loss", *(["top5_accuracy"] if classes > 5 else []), *recipe.evaluation.metrics]
+    by = recipe.checkpoint.keep_best
+    for name in (recipe.evaluation.best, *(by if isinstance(by, dict) else ())):
+        if name not in known:
+            raise UnknownNameError("metric", name, known, "(others: add them to evaluation.metrics)")
     with end_points(model, [name for name in recipe.logging.activations if name != _PROBABILITIES]):
         pass
 

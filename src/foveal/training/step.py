@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveal.device import autocast
+from foveal.faults import fault_point
 from foveal.seeding import seed_for
+from foveal.training.freezing import Freezing
 from foveal.training.optimizer import build_optimizer
 from foveal.training.schedule import learning_rate_factor
 
@@ -44,6 +46,12 @@ class TrainStep:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, total_steps: int, device: torch.device) -> None:
+        """Make the optimizer, with slots for all that ever learns.
+
+        Raises:
+            RecipeError: ``freeze`` or ``phases`` do not fit the network or the length of the run.
+        """
+        self._freezing = Freezing(model, recipe, total_steps)
         self.optimizer = build_optimizer(recipe.optimizer, model)
         self._network = torch.compile(model) if recipe.compile is True else model
         self._recipe = recipe
@@ -53,11 +61,12 @@ class TrainStep:
     def learning_rate(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
         factor = learning_rate_factor(self._recipe.schedule, step, self._total_steps)
-        return self._recipe.optimizer.learning_rate * factor
+        return self._recipe.optimizer.learning_rate * factor * self._freezing.rate(step)
 
     def __call__(self, step: int, batch: PreparedBatch) -> Tensor:
         """Do step number ``step`` (from 0); the batch's mean loss, float32, on the device."""
         loss = self.backward(step, batch)
+        fault_point("step")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.optimizer.step()
@@ -65,7 +74,13 @@ class TrainStep:
         return loss
 
     def backward(self, step: int, batch: PreparedBatch) -> Tensor:
-        """Add the batch's gradients to the parameters; the mean loss, float32, on the device."""
+        """Add the batch's gradients to the parameters that learn in step number ``step`` (from 0).
+
+        Returns:
+            The mean loss, float32, on the device; the gradients are each parameter's ``grad``, None for one
+            that is frozen.
+        """
+        self._freezing.apply(step)
         size = len(batch.targets)
         micro = self._recipe.micro_batch or size
         losses = []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 import torch
+from tests.disk import Died, Disk
 
-from foveal.checkpoints.layout import read_checkpoint, write_checkpoint
+from foveal.checkpoints.layout import read_checkpoint, recover_replaced, write_checkpoint
 from foveal.errors import CheckpointError
 
 STATE = {"step": 2}
@@ -21,76 +21,6 @@ TENSORS = {
     "optimizer": {},
 }
 EARLIER = {"model": {"weight": torch.full((4,), 7.0)}}
-
-
-class Died(BaseException):
-    """The process was killed: what stands on the disk now is all there will be."""
-
-
-class Disk:
-    """Records every operation that changes the disk, and lets one of them fail."""
-
-    def __init__(self, patch, *, fail_at=None, error=None):
-        self.operations, self.fail_at, self.error = [], fail_at, error
-        self.dead = False
-        self._open = io.open
-        patch.setattr(io, "open", self.open)
-        for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
-            patch.setattr(os, name, self.watched(name, getattr(os, name)))
-
-    def step(self, name, target):
-        """True if this operation is the one to fail half-way; raises if it fails outright."""
-        if self.dead:  # a killed process does not clean up either
-            raise Died
-        self.operations.append((name, target))
-        return len(self.operations) - 1 == self.fail_at
-
-    def fail(self):
-        if self.error is None:
-            self.dead = True
-            raise Died
-        raise OSError(self.error, os.strerror(self.error))
-
-    def watched(self, name, original):
-        def call(target, *args, **kwargs):
-            described = Path(f"/proc/self/fd/{target}").readlink() if name == "fsync" else target
-            if self.step(name, os.fspath(described)):
-                self.fail()
-            return original(target, *args, **kwargs)
-
-        return call
-
-    def open(self, path, mode="r", *args, **kwargs):
-        if "x" not in mode and "w" not in mode:
-            return self._open(path, mode, *args, **kwargs)
-        if self.step("create", os.fspath(path)):
-            self.fail()
-        return Watched(self, self._open(path, "xb", buffering=0), os.fspath(path))
-
-
-class Watched:
-    """A file opened for writing."""
-
-    def __init__(self, disk, file, path):
-        self.disk, self.file, self.path = disk, file, path
-
-    def write(self, content):
-        if self.disk.step("write", self.path):
-            self.file.write(bytes(content)[: len(bytes(content)) // 2])  # torn
-            self.disk.fail()
-        return self.file.write(content)
-
-    def flush(self):
-        self.file.flush()
-
-    def fileno(self):
-        return self.file.fileno()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
 
 
 def save(folder):
@@ -108,7 +38,7 @@ def is_complete(folder, tensors=TENSORS, state=STATE):
 
 def record(folder):
     with pytest.MonkeyPatch.context() as patch:
-        disk = Disk(patch)
+        disk = Disk(patch, folder.parent)
         save(folder)
     return disk.operations
 
@@ -124,7 +54,7 @@ def earlier_is_intact(checkpoints):
 
 
 def test_recorder_sees_the_whole_save(checkpoints):
-    kinds = [name for name, _ in record(checkpoints / "step-2")]
+    kinds = [operation.kind for operation in record(checkpoints / "step-2")]
     assert kinds.count("create") == 5
     assert kinds.count("fsync") == 7  # five files, the folder, its parent
     assert kinds.count("write") >= 8
@@ -134,16 +64,16 @@ def test_recorder_sees_the_whole_save(checkpoints):
 def test_everything_is_synced_before_the_rename_and_the_manifest_is_last(checkpoints):
     operations = record(checkpoints / "step-2")
     temporary, final = checkpoints / ".step-2.tmp", checkpoints / "step-2"
-    rename = operations.index(("rename", str(temporary)))
-    assert operations[rename:] == [("rename", str(temporary)), ("fsync", str(checkpoints))]
-    assert operations[rename - 1] == ("fsync", str(temporary))
-    created = [path for name, path in operations if name == "create"]
+    rename = operations.index(("rename", str(temporary), str(final)))
+    assert operations[rename + 1 :] == [("fsync", str(checkpoints), b"")]
+    assert operations[rename - 1] == ("fsync", str(temporary), b"")
+    created = [path for name, path, _ in operations if name == "create"]
     assert created[-1] == str(temporary / "manifest.json")
     for path in created:
-        changes = [index for index, (_, target) in enumerate(operations) if target == path]
-        assert operations[changes[-1]] == ("fsync", path)
+        changes = [index for index, (_, target, _) in enumerate(operations) if target == path]
+        assert operations[changes[-1]] == ("fsync", path, b"")
         assert changes[-1] < rename - 1
-    assert not any(target.startswith(str(final)) for _, target in operations)
+    assert not any(target.startswith(str(final)) for _, target, _ in operations)
 
 
 def test_death_at_any_operation_leaves_no_folder_or_a_complete_one(checkpoints):
@@ -152,7 +82,7 @@ def test_death_at_any_operation_leaves_no_folder_or_a_complete_one(checkpoints):
     for fail_at in range(total):
         folder = checkpoints / "step-2"
         with pytest.MonkeyPatch.context() as patch:
-            disk = Disk(patch, fail_at=fail_at)
+            disk = Disk(patch, checkpoints, fail_at=fail_at)
             with pytest.raises(Died):
                 save(folder)
         assert disk.dead
@@ -171,10 +101,10 @@ def test_death_at_any_operation_leaves_no_folder_or_a_complete_one(checkpoints):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
 def test_each_operation_refused_once_is_named_and_leaves_nothing(checkpoints, code):
     operations = record(checkpoints / "probe")
-    for fail_at, (name, target) in enumerate(operations):
+    for fail_at, (name, target, _) in enumerate(operations):
         folder = checkpoints / "step-2"
         with pytest.MonkeyPatch.context() as patch:
-            Disk(patch, fail_at=fail_at, error=code)
+            Disk(patch, checkpoints, fail_at=fail_at, error=code)
             with pytest.raises(
                 CheckpointError, match=r"cannot write .*step-2.* and run the same command"
             ) as caught:
@@ -191,7 +121,7 @@ def test_each_operation_refused_once_is_named_and_leaves_nothing(checkpoints, co
 
 def test_full_disk_says_to_free_some_space(checkpoints):
     with pytest.MonkeyPatch.context() as patch:
-        Disk(patch, fail_at=4, error=errno.ENOSPC)
+        Disk(patch, checkpoints, fail_at=4, error=errno.ENOSPC)
         with pytest.raises(CheckpointError, match="free some space there and run the same command again"):
             save(checkpoints / "step-2")
 
@@ -211,3 +141,78 @@ def test_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot write"):
         save(tmp_path / "file" / "step-2")
+
+
+# ---- replacing
+
+
+def replace(folder):
+    write_checkpoint(folder, TENSORS, STATE, replace=True)
+
+
+def test_replaced_folder_is_gone_when_the_new_one_is_there(checkpoints):
+    replace(checkpoints / "step-1")
+    assert is_complete(checkpoints / "step-1")
+    replace(checkpoints / "step-2")  # where there is nothing to replace
+    assert is_complete(checkpoints / "step-2")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-1", "step-2"]
+
+
+def test_death_at_any_operation_of_a_replacement_leaves_the_old_or_the_new(checkpoints):
+    folder, before = checkpoints / "step-1", checkpoints.with_name("before")
+    shutil.copytree(checkpoints, before)
+    outcomes, fail_at = [], 0
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, checkpoints, fail_at=fail_at)
+            with suppress(Died):
+                replace(folder)
+        if not disk.dead:
+            break
+        recover_replaced(checkpoints)
+        outcomes.append("new" if is_complete(folder) else "old")
+        assert outcomes[-1] == "new" or earlier_is_intact(checkpoints)
+        replace(folder)  # whatever is left is no obstacle
+        assert is_complete(folder)
+        assert [path.name for path in checkpoints.iterdir() if path.suffix == ".replaced"] == []
+        shutil.rmtree(checkpoints)
+        shutil.copytree(before, checkpoints)
+        fail_at += 1
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert {"old", "new"} == set(outcomes)
+
+
+def test_refused_replacement_puts_the_old_one_back(checkpoints):
+    aside = str(checkpoints / ".step-1.replaced")
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, checkpoints)
+        replace(checkpoints / "step-1")
+    renames = [index for index, operation in enumerate(disk.operations) if operation.kind == "rename"]
+    write_checkpoint(checkpoints / "step-1", EARLIER, {"step": 1}, replace=True)
+    assert disk.operations[renames[0]].detail == aside
+    for fail_at in renames[:2]:
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, checkpoints, fail_at=fail_at, error=errno.EIO)
+            with pytest.raises(CheckpointError, match="check the disk"):
+                replace(checkpoints / "step-1")
+        assert [path.name for path in checkpoints.iterdir()] == ["step-1"]
+        assert earlier_is_intact(checkpoints)
+
+
+def test_link_is_replaced_and_what_it_leads_to_is_not_touched(checkpoints):
+    (checkpoints / "link").symlink_to("step-1")
+    replace(checkpoints / "link")
+    assert not (checkpoints / "link").is_symlink()
+    assert is_complete(checkpoints / "link")
+    assert earlier_is_intact(checkpoints)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["link", "step-1"]
+
+
+def test_replacement_that_cannot_be_undone_is_a_named_error(checkpoints):
+    (checkpoints / "step-1").rename(checkpoints / ".step-1.replaced")
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, checkpoints, fail_at=0, error=errno.EACCES)
+        with pytest.raises(CheckpointError, match=r"step-1 \(Permission denied\): allow writing there"):
+            recover_replaced(checkpoints)
+    recover_replaced(checkpoints)
+    assert earlier_is_intact(checkpoints)

@@ -103,6 +103,53 @@ def test_parameters_that_do_not_learn_have_no_slots() -> None:
     assert "momentum_buffer/0.weight" not in optimizer_tensors(optimizer, model)
 
 
+@pytest.mark.parametrize("part", PARTS[:4], ids=lambda part: f"{part.name}-{part.weight_decay}")
+def test_slots_made_at_the_start_give_the_bits_of_those_that_pytorch_makes_later(part: OptimizerPart) -> None:
+    ends = []
+    for lazily in (False, True):
+        model = network()
+        optimizer = build_optimizer(part, model)
+        if lazily:
+            optimizer.state.clear()
+        for step in range(4):
+            update(model, optimizer, step)
+        ends.append(model.state_dict() | optimizer_tensors(optimizer, model))
+    eager, lazy = ends
+    assert eager.keys() == lazy.keys()
+    for name, value in eager.items():
+        assert torch.equal(value, lazy[name]), name
+        assert value.stride() == lazy[name].stride(), name
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.name}-{part.weight_decay}")
+def test_all_slots_are_there_before_the_first_update(part: OptimizerPart) -> None:
+    model = network()
+    optimizer = build_optimizer(part, model)
+    before = set(optimizer_tensors(optimizer, model))
+    update(model, optimizer, 0)
+    assert before == set(optimizer_tensors(optimizer, model))
+
+
+def test_a_checkpoint_that_lacks_a_slot_is_refused_and_nothing_is_loaded() -> None:
+    model = network()
+    optimizer = build_optimizer(AdamW(learning_rate=0.1), model)
+    update(model, optimizer, 0)
+    slots = {name: value.clone() for name, value in optimizer_tensors(optimizer, model).items()}
+    del slots["exp_avg/3.bias"]
+    fresh = build_optimizer(AdamW(learning_rate=0.1), model)
+    with pytest.raises(CheckpointError, match=r"exp_avg/3\.bias is not in the checkpoint"):
+        load_optimizer_tensors(fresh, model, slots)
+    assert not any(value.any() for value in optimizer_tensors(fresh, model).values())
+
+
+def test_a_slot_of_another_dtype_is_refused() -> None:
+    model = network()
+    optimizer = build_optimizer(Sgd(learning_rate=0.1, momentum=0.9), model)
+    slots = {name: value.double() for name, value in optimizer_tensors(optimizer, model).items()}
+    with pytest.raises(CheckpointError, match="fits no parameter"):
+        load_optimizer_tensors(optimizer, model, slots)
+
+
 @pytest.mark.parametrize("key", ["momentum_buffer/9.weight", "momentum_buffer", "momentum_buffer/0.bias"])
 def test_slots_of_another_network_are_refused(key: str) -> None:
     model = network()
