@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from foveal.cli import bench, data, evaluate, predict, recipes, train
+from foveal.cli import bench, checkpoints, data, evaluate, predict, recipes, replay, train, verify_resume
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -29,9 +29,17 @@ app = typer.Typer(
     help="Train image classifiers, evaluate them, and predict with them.",
     epilog="Start with: foveal train digits",
 )
-for command in (train.train, evaluate.evaluate, predict.predict, recipes.recipes):
+for command in (
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    recipes.recipes,
+    verify_resume.verify_resume,
+    replay.replay,
+    replay.bisect,
+):
     app.command()(command)
-for group in (data.data, bench.bench):
+for group in (data.data, checkpoints.checkpoints, bench.bench):
     app.add_typer(group)
 
 
