@@ -1,5 +1,6 @@
 # make demo: install into .venv, train on the digits that come with foveal, evaluate, predict.
-# make test: lint, types, and every test but the slow ones.
+# make test: lint, types, and every test but the slow ones, a file at a time on each processor (OpenMP's threads
+# must not spin then: they would take the time of the other tests).
 #
 # PYTHON=python3.12 chooses another Python; TORCH='torch==2.11.0 --index-url ADDRESS' another build of torch.
 
@@ -23,7 +24,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -m "not slow"
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 
 slow-test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m slow --timeout 3600

@@ -5,7 +5,8 @@
 The state has the variables of the file (a JSON object: name to shape), each with a momentum and an average.
 All contenders save the same tensors, in turn, round after round; the table has medians. Peers do not force
 what they write to the disk: they are measured as they are, and with an fsync of their files and folder.
-Loading is from the system's cache of the disk. TensorFlow has a process of its own, for as many rounds.
+Loading is from the system's cache of the disk; safetensors only maps the file, and reads it when it is used.
+TensorFlow has a process of its own, for as many rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from foveal.checkpoints.layout import read_checkpoint, write_checkpoint
 from foveal.checkpoints.manager import CheckpointManager
 from foveal.checkpoints.retention import Newest
 from foveal.checkpoints.saver import CheckpointSaver
-from foveal.device import processors
+from foveal.device import keep_freed_memory, processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(processors())
+    keep_freed_memory()  # as foveal's programs do; it helps every contender that loads
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         contest = Contest(json.loads(options.shapes.read_text()), Path(folder))

@@ -28,7 +28,7 @@ def train(foveal, tiny, tmp_path):
         (("train", "digits", "--stepz", "3"), ("--stepz", "--steps")),
         (("--verzion",), ("--verzion", "--version")),
         (("train",), ("Missing", "recipe", "--help")),
-        (("evaluate",), ("Missing", "run", "--help")),
+        (("evaluate",), ("Missing", "RUN", "--help")),
         (("predict",), ("Missing", "run", "--help")),
         (("predict", "run"), ("Missing", "images", "--help")),
         (("train", "digits", "--run"), ("--run", "argument", "--help")),

@@ -27,7 +27,15 @@ def test_every_script_can_be_compiled(path):
 
 @pytest.mark.parametrize(
     "script",
-    ["train_step.py", "time_to_accuracy.py", "input_pipeline.py", "foveal_input.py", "peers/torch_input.py"],
+    [
+        "train_step.py",
+        "time_to_accuracy.py",
+        "input_pipeline.py",
+        "foveal_input.py",
+        "checkpoint.py",
+        "transfer.py",
+        "peers/torch_input.py",
+    ],
 )
 def test_what_needs_no_other_environment_explains_itself(script):
     result = run(script, "--help")

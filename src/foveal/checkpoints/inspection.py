@@ -21,7 +21,7 @@ from foveal.checkpoints.layout import read_manifest, read_part, verify_checkpoin
 from foveal.checkpoints.manager import CheckpointManager
 from foveal.checkpoints.retention import retained, retention_policies
 from foveal.checkpoints.run_state import saved_from
-from foveal.checkpoints.tensor_file import read_header, read_tensor_file
+from foveal.checkpoints.tensor_file import TensorFileSummary, read_header, read_tensor_file
 from foveal.errors import CheckpointError, UsageError
 from foveal.run_folder import RunFolder
 
@@ -85,8 +85,10 @@ def open_tensors(path: Path, which: int | str = "latest") -> StoredTensors:
     manifest = read_manifest(folder)
     infos: dict[str, TensorInfo] = {}
     for part in manifest.parts:
-        read_part(folder, part, names=(), manifest=manifest)  # verifies the header; refuses a link
-        header = read_header(folder / f"{part}.safetensors")
+        name = f"{part}.safetensors"
+        summary = manifest.files[name]
+        assert isinstance(summary, TensorFileSummary)
+        header = read_header(folder / name, expected=summary, member=True)
         infos |= {f"{part}/{name}": info for name, info in header.items()}
     return StoredTensors(folder, infos, manifest)
 

@@ -149,7 +149,7 @@ def recover_replaced(parent: Path) -> None:
             raise cannot_write(folder, error) from error
 
 
-def cannot_write(path: Path | str, error: OSError) -> CheckpointError:
+def cannot_write(path: Path | str, error: OSError, doing: str = "write") -> CheckpointError:
     """The error that says what failed and what to do."""
     remedies = {
         errno.ENOSPC: "free some space there",
@@ -161,7 +161,8 @@ def cannot_write(path: Path | str, error: OSError) -> CheckpointError:
         errno.EIO: "check the disk",
     }
     remedy = remedies.get(error.errno or 0, "see to that")
-    return CheckpointError(f"cannot write {path} ({error.strerror}): {remedy} and run the same command again")
+    reason = error.strerror
+    return CheckpointError(f"cannot {doing} {path} ({reason}): {remedy} and run the same command again")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -179,10 +179,13 @@ class CheckpointManager:
     def prune(self, policies: Sequence[Policy]) -> None:
         """Delete what neither a policy nor a person keeps; what is damaged is neither counted nor deleted.
 
+        Args:
+            policies: what to keep; without any, that is everything.
+
         Raises:
             CheckpointError: one could not be deleted.
         """
-        saved = self.saved()
+        saved = self.saved() if policies else []
         kept = retained(saved, policies).keys() | self.kept_by_name()
         for one in saved:
             if one.step not in kept:
@@ -298,10 +301,7 @@ class CheckpointManager:
         try:
             remove_folder(folder, spared=lambda: os.path.lexists(self._marker(step)))
         except OSError as error:
-            raise CheckpointError(
-                f"cannot delete the old checkpoint {folder} ({error.strerror}): allow writing there, and run "
-                "the same command again"
-            ) from error
+            raise cannot_write(folder, error, "delete") from error
 
     def _put_back(self, doomed: Path) -> None:
         """Rename back what was marked just before it was to be deleted, if nothing of it was deleted yet."""

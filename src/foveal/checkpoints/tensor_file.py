@@ -136,15 +136,22 @@ def read_tensor_file(
     return tensors
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(
+    path: Path, *, expected: TensorFileSummary | None = None, member: bool = False
+) -> dict[str, TensorInfo]:
     """Describe the tensors of a file, in the order they are stored, without reading them.
 
+    Args:
+        path: a safetensors file.
+        expected: what was written; with it, the header is verified.
+        member: as for :func:`read_tensor_file`.
+
     Raises:
-        DamagedCheckpointError: the header is malformed, or does not fit the size of the file.
+        DamagedCheckpointError: the header is malformed, does not fit the size of the file, or is another.
         CheckpointError: the file cannot be opened or read.
     """
-    with open_for_reading(path) as file:
-        return _load_header(file, path, None)
+    with open_for_reading(path, member=member) as file:
+        return _load_header(file, path, expected)
 
 
 def _require_little_endian() -> None:

@@ -98,7 +98,7 @@ def _drop_output() -> None:
 def _fail(error: Exception, text: str, code: int, *, debug: bool) -> int:
     if debug:
         raise error
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.writelines(f"{line}\n" for line in (f"error: {text}", *getattr(error, "__notes__", ())))
     return code
 
 

@@ -165,6 +165,24 @@ def test_shapes_types_and_names_may_change_from_save_to_save(manager, saver):
         assert torch.equal(read["model"]["a"], version["model"]["a"])
 
 
+def test_order_in_memory_may_change_from_save_to_save(manager, saver):
+    plain = torch.randn(2, 3, 4, 5)
+    for step, tensor in enumerate(
+        (plain, plain.contiguous(memory_format=torch.channels_last), plain.clone())
+    ):
+        saver.save(step, {"model": {"a": tensor}}, state(step), nothing)
+        saver.wait()
+        assert torch.equal(manager.load(step).tensors["model"]["a"], plain)
+
+
+def test_large_tensors_are_copied_piece_by_piece_and_written_as_the_disk_takes_them(manager, saver):
+    large = {"a": torch.randn(5_000_001), "b": torch.randn(1000, 1500).t(), "c": torch.randn(3)}
+    saver.save(1, {"model": large}, state(1), nothing)
+    saver.wait()
+    read = manager.load(1).tensors["model"]
+    assert all(torch.equal(read[name], tensor) for name, tensor in large.items())
+
+
 def test_memory_for_the_copies_is_taken_once(manager):
     places = []
 
