@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 _STEP = r"step-([0-9]{9}|[1-9][0-9]{9,17})"
 _NAME = re.compile(rf"{_STEP}|\.{_STEP}\.replaced")
-_MARKER = re.compile(rf"{_STEP}\.keep")
+_MARKER = re.compile(rf"\.{_STEP}\.keep")
 
 
 class CheckpointManager:
@@ -201,7 +201,7 @@ class CheckpointManager:
     def keep(self, step: int) -> None:
         """Mark a checkpoint to be kept whatever the policies say; also while another process prunes.
 
-        The file ``step-000000100.keep`` beside the folder is the mark. Pruning renames a folder, looks for
+        The file ``.step-000000100.keep`` beside the folder is the mark. Pruning renames a folder, looks for
         the mark, and only then deletes: so a folder that is still there after the mark was made stays.
 
         Raises:
@@ -293,7 +293,7 @@ class CheckpointManager:
         return replaced if not os.path.lexists(folder) and replaced.is_dir() else folder
 
     def _marker(self, step: int) -> Path:
-        return self.folder / f"{self.path(step).name}.keep"
+        return self.folder / f".{self.path(step).name}.keep"
 
     def _delete(self, step: int) -> None:
         """Delete a checkpoint, unless somebody marks it just now."""
@@ -306,7 +306,7 @@ class CheckpointManager:
     def _put_back(self, doomed: Path) -> None:
         """Rename back what was marked just before it was to be deleted, if nothing of it was deleted yet."""
         folder = doomed.with_name(doomed.name.removeprefix(".").removesuffix(".deleted"))
-        if os.path.lexists(folder) or not os.path.lexists(folder.with_name(f"{folder.name}.keep")):
+        if os.path.lexists(folder) or not os.path.lexists(folder.with_name(f".{folder.name}.keep")):
             return
         with suppress(DamagedCheckpointError):
             verify_checkpoint(doomed)

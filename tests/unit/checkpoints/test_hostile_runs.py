@@ -149,7 +149,7 @@ def test_mark_that_is_a_link_leads_to_nothing_being_written(
     tmp_path: Path, manager: CheckpointManager
 ) -> None:
     manager.save(7, TENSORS, GOOD)
-    (manager.folder / "step-000000007.keep").symlink_to(tmp_path / "precious")
+    (manager.folder / ".step-000000007.keep").symlink_to(tmp_path / "precious")
     manager.keep(7)
     assert not (tmp_path / "precious").exists()
     manager.prune([])

@@ -138,7 +138,7 @@ def test_pruning_keeps_what_is_kept_by_name_until_it_is_released(manager: Checkp
     manager.keep(10)
     manager.keep(10)
     manager.keep(30)
-    assert (manager.folder / "step-000000010.keep").is_file()
+    assert (manager.folder / ".step-000000010.keep").is_file()
     assert CheckpointManager(manager.folder).kept_by_name() == {10, 30}
     manager.prune([Newest(1)])
     assert manager.steps() == [10, 30, 40]
@@ -227,7 +227,7 @@ def test_deletion_cut_short_before_the_mark_was_seen_is_undone(manager: Checkpoi
     manager.remove_leftovers()
     assert manager.steps() == [10, 30, 40]
     assert step_of(manager.load(10)) == 10
-    assert not list(manager.folder.glob(".*"))
+    assert [path.name for path in manager.folder.glob(".*")] == [".step-000000010.keep"]
 
 
 def test_half_deleted_one_is_not_put_back_though_it_is_marked(manager: CheckpointManager) -> None:
@@ -236,7 +236,7 @@ def test_half_deleted_one_is_not_put_back_though_it_is_marked(manager: Checkpoin
     (doomed / "model.safetensors").unlink()
     manager.remove_leftovers()
     assert manager.steps() == [20, 30, 40]
-    assert not list(manager.folder.glob(".*"))
+    assert [path.name for path in manager.folder.glob(".*")] == [".step-000000010.keep"]
 
 
 def test_one_that_cannot_be_deleted_is_an_error_that_says_so() -> None:
