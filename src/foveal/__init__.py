@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from foveal.recipe import from_toml as read_recipe
     from foveal.recipe import override as override_recipe
     from foveal.recipes import load as load_recipe
+    from foveal.reproducibility.bisect import bisect
+    from foveal.reproducibility.replay import replay
+    from foveal.reproducibility.verify_resume import verify_resume
     from foveal.seeding import Draws
     from foveal.training.console import Console
     from foveal.training.loop import TrainResult, train
@@ -45,6 +48,7 @@ _ORIGINS = {
     "StreamSource": "foveal.data.stream:StreamSource",
     "TrainResult": "foveal.training.loop:TrainResult",
     "balanced": "foveal.data.combine:balanced",
+    "bisect": "foveal.reproducibility.bisect:bisect",
     "concat": "foveal.data.combine:concat",
     "end_points": "foveal.models.registry:end_points",
     "evaluate": "foveal.evaluation:evaluate",
@@ -56,11 +60,13 @@ _ORIGINS = {
     "predict": "foveal.prediction:predict",
     "read_recipe": "foveal.recipe:from_toml",
     "relabel": "foveal.data.combine:relabel",
+    "replay": "foveal.reproducibility.replay:replay",
     "skip": "foveal.data.combine:skip",
     "split": "foveal.data.combine:split",
     "subset": "foveal.data.combine:subset",
     "take": "foveal.data.combine:take",
     "train": "foveal.training.loop:train",
+    "verify_resume": "foveal.reproducibility.verify_resume:verify_resume",
 }
 
 __all__ = [
@@ -79,6 +85,7 @@ __all__ = [
     "StreamSource",
     "TrainResult",
     "balanced",
+    "bisect",
     "concat",
     "end_points",
     "evaluate",
@@ -90,11 +97,13 @@ __all__ = [
     "predict",
     "read_recipe",
     "relabel",
+    "replay",
     "skip",
     "split",
     "subset",
     "take",
     "train",
+    "verify_resume",
 ]
 
 
