@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -166,13 +166,23 @@ def _describe(part: BaseModel, table: str) -> Iterator[str]:
         kind = "operational" if is_operational(field) else "semantic"
         documentation = " ".join((field.description or "Which kind of this table it is.").split())
         yield from (f"# {line}" for line in textwrap.wrap(f"{documentation} [{kind}]", 100))
-        yield f"# {key} =" if plain[key] is None else f"{key} = {_inline(plain[key])}"
+        if value == () and _takes_tables(field.annotation):
+            yield f"# [[{f'{table}.{key}'.lstrip('.')}]]"  # 'key = []' would forbid to add tables below
+        else:
+            yield f"# {key} =" if plain[key] is None else f"{key} = {_inline(plain[key])}"
     for key, value in later:
         name = f"{table}.{key}".lstrip(".")
         for item in value if isinstance(value, tuple) else [value]:
             header = f"[[{name}]]" if isinstance(value, tuple) else f"[{name}]"
             summary = inspect.cleandoc(type(item).__doc__ or "")
             yield from ("", f"{header}  # {summary.splitlines()[0]}", *_describe(item, name))
+
+
+def _takes_tables(annotation: Any) -> bool:
+    """Whether a field of this type holds tables, in whatever they are wrapped."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(map(_takes_tables, get_args(annotation)))
 
 
 def _is_tables(values: tuple[Any, ...]) -> bool:
