@@ -55,6 +55,11 @@ every = "10 steps"
 """
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name long bytes by their length: what is in them may depend on the time, and names must not."""
+    return f"{argname} of {len(val)} bytes" if isinstance(val, bytes) and len(val) > 16 else None
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible():
     """Processes that tests start can be interrupted, even where these tests run in a shell's background."""
