@@ -100,11 +100,6 @@ class TestDocumentation:
         assert "# micro_batch =\n" in describe(recipe())
         assert "micro_batch" not in tomllib.loads(describe(recipe()))
 
-    def test_has_room_for_tables_where_there_are_none_yet(self):
-        text = describe(recipe()) + "\n[[phases]]\nsteps = 3\n\n[[augmentation]]\nname = 'flip'\n"
-        values = tomllib.loads(text)
-        assert (values["phases"], values["augmentation"]) == ([{"steps": 3}], [{"name": "flip"}])
-
 
 class TestReading:
     def test_of_a_missing_file_is_refused(self, tmp_path):

@@ -1,4 +1,4 @@
-"""The options of user code: what may stand in a recipe, and how it is written."""
+"""What users write into a recipe: options of their own code, and further tables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def test_keys_of_any_text_are_described_so_that_they_read_back(tmp_path):
     chosen = SMALL.model_copy(update={"model": part})
     (tmp_path / "recipe.toml").write_text(describe(chosen), encoding="utf-8")
     assert from_toml(tmp_path / "recipe.toml") == chosen
+
+
+def test_a_described_recipe_has_room_for_tables_where_there_are_none_yet(tmp_path):
+    tables = "[[phases]]\nsteps = 3\n\n[[augmentation]]\nname = 'flip'\n"
+    (tmp_path / "recipe.toml").write_text(f"{describe(SMALL)}\n{tables}", encoding="utf-8")
+    chosen = from_toml(tmp_path / "recipe.toml")
+    assert ([phase.steps for phase in chosen.phases], len(chosen.augmentation)) == ([3], 1)
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "[1, inf]", "{b = nan}", "1979-05-27"])
