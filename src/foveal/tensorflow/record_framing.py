@@ -64,10 +64,14 @@ class UnpackingError(RecordError):
 Place = tuple[Path | str, int, int]  # the first three arguments of a RecordError
 
 
-def masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted so that data which contain their own checksum do not defeat it."""
-    crc: int = google_crc32c.value(data)
+def masked(crc: int) -> int:
+    """A CRC-32C as it is stored: changed, so that data which contain their own checksum do not defeat it."""
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def masked_crc(data: bytes) -> int:
+    """The CRC-32C of ``data`` as it is stored."""
+    return masked(google_crc32c.value(data))
 
 
 def frame(data: bytes) -> bytes:
