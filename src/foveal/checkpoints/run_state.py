@@ -81,6 +81,11 @@ def _is_table(value: object, valid: Callable[[object], bool] = lambda _value: Tr
     return isinstance(value, dict) and all(map(valid, value.values()))
 
 
+def _is_best(value: object) -> bool:
+    """Whether it names a step; its score may be missing, as when the accuracy decided."""
+    return isinstance(value, dict) and _is_count(value.get("step")) and _is_number(value.get("score", 0))
+
+
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
@@ -90,11 +95,9 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train_seconds": ("a number from 0", lambda value: _is_number(value) and value >= 0),
     "validation": ("null or an object", lambda value: value is None or _is_table(value)),
     "score": ("null or a number", lambda value: value is None or _is_number(value)),
-    "best": (
-        "null or an object with a step",
-        lambda value: value is None or (_is_table(value) and _is_count(value.get("step"))),
-    ),
+    "best": ("null, or an object with a step and a score", lambda value: value is None or _is_best(value)),
     "stale": ("an integer from 0", _is_count),
+    "evaluation_pending": ("true or false", lambda value: isinstance(value, bool)),
     "logs": ("lengths in bytes by file", lambda value: _is_table(value, _is_count)),
     "classes": ("a list of names", _are_texts),
     "image_shape": ("height, width and channels", _is_shape),

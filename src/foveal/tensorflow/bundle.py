@@ -30,7 +30,8 @@ from foveal.tensorflow.checkpoint_messages import (
     BundleHeaderProto,
     TensorShapeProto,
 )
-from foveal.tensorflow.table import Table, TableEntry, damaged, masked, varint
+from foveal.tensorflow.record_framing import masked
+from foveal.tensorflow.table import Table, TableEntry, damaged, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from foveal.tensorflow.checkpoint_messages import (
     Dim,
     TensorShapeProto,
 )
-from foveal.tensorflow.table import masked
+from foveal.tensorflow.record_framing import masked
 from foveal.tensorflow.table_writer import encode_varint, write_table
 
 if TYPE_CHECKING:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from google.protobuf import (  # type: ignore[import-untyped]  # its wheels have no stubs
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-)
+from google.protobuf import descriptor_pb2, text_format  # type: ignore[import-untyped]  # it has no stubs
 
 from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError, DamagedCheckpointError, UsageError
 from foveal.files import write_atomically
+from foveal.tensorflow.checkpoint_messages import TEXT, define
 from foveal.tensorflow.v1 import files_of
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
 _LIMIT = 1 << 20  # bytes: ten thousand paths
+_DOUBLE: Final[int] = descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE
 
 
 @dataclass(frozen=True)
@@ -112,29 +109,17 @@ def write_state(folder: Path | str, state: CheckpointState, name: str = "checkpo
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _message_class() -> Any:
-    """The class of CheckpointState, in a package and a descriptor pool of our own."""
-    types = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="foveal/tensorflow/checkpoint_state.proto", package="foveal.tensorflow", syntax="proto3"
-    )
-    state = file.message_type.add(name="CheckpointState")
-    for number, (name, label, kind) in enumerate(
-        (
-            ("model_checkpoint_path", types.LABEL_OPTIONAL, types.TYPE_STRING),
-            ("all_model_checkpoint_paths", types.LABEL_REPEATED, types.TYPE_STRING),
-            ("all_model_checkpoint_timestamps", types.LABEL_REPEATED, types.TYPE_DOUBLE),
-            ("last_preserved_timestamp", types.LABEL_OPTIONAL, types.TYPE_DOUBLE),
-        ),
-        1,
-    ):
-        state.field.add(name=name, number=number, label=label, type=kind)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{state.name}"))
-
-
-_Message = _message_class()
+(_Message,) = define(
+    "foveal/tensorflow/checkpoint_state.proto",
+    {
+        "CheckpointState": [
+            (1, "model_checkpoint_path", TEXT),
+            (2, "*all_model_checkpoint_paths", TEXT),
+            (3, "*all_model_checkpoint_timestamps", _DOUBLE),
+            (4, "last_preserved_timestamp", _DOUBLE),
+        ]
+    },
+)
 
 
 def _read(path: Path) -> bytes:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import NoReturn
 
-__all__ = ["MAGIC", "PLAIN", "SNAPPY", "TRAILER", "Table", "TableEntry", "damaged", "masked", "varint"]
+__all__ = ["MAGIC", "PLAIN", "SNAPPY", "TRAILER", "Table", "TableEntry", "damaged", "varint"]
 
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48  # bytes: two handles, filled up with zeros to 40, and the magic number

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from foveal.checkpoints.checksum import crc32c
 from foveal.files import write_atomically
-from foveal.tensorflow.table import MAGIC, PLAIN, TRAILER, masked
+from foveal.tensorflow.record_framing import masked
+from foveal.tensorflow.table import MAGIC, PLAIN, TRAILER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -21,7 +21,8 @@ from foveal.tensorflow.checkpoint_messages import (
     Dim,
     TensorShapeProto,
 )
-from foveal.tensorflow.table import Table, masked
+from foveal.tensorflow.record_framing import masked
+from foveal.tensorflow.table import Table
 from foveal.tensorflow.table_writer import write_table
 
 EXPECTED = {

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from foveal.checkpoints.checksum import crc32c
 from foveal.errors import CheckpointError, DamagedCheckpointError
-from foveal.tensorflow.table import MAGIC, PLAIN, SNAPPY, Table, masked, varint
+from foveal.tensorflow.record_framing import masked
+from foveal.tensorflow.table import MAGIC, PLAIN, SNAPPY, Table, varint
 from foveal.tensorflow.table_writer import encode_varint, write_table
 
 # the index of sharded/model.ckpt-5, as TensorFlow 2.15.1 wrote it: a data block, an empty one, the index

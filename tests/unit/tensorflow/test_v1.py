@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool
 
 from foveal.checkpoints.checksum import crc32c
 from foveal.errors import CheckpointError, DamagedCheckpointError
-from foveal.tensorflow.table import masked
+from foveal.tensorflow.record_framing import masked
 from foveal.tensorflow.v1 import V1Checkpoint, files_of
 from foveal.tensorflow.v1_messages import SavedTensorSlices
 
