@@ -125,3 +125,14 @@ def shared_data():
         if (place / "mnist").is_dir():
             return place
     pytest.skip(f"needs real data: there are none in {' or '.join(map(str, places))}")
+
+
+@pytest.fixture(scope="session")
+def fixtures():
+    """The folder of files that real TensorFlow wrote: $FOVEAL_SHARED, or shared beside the repository."""
+    named = os.environ.get("FOVEAL_SHARED")
+    shared = Path(named) if named else REPOSITORY.parent / "shared"
+    folder = shared / "fixtures" / "tensorflow"
+    if not folder.is_dir():
+        pytest.skip(f"needs the files that TensorFlow wrote: there are none in {folder}")
+    return folder

@@ -10,7 +10,7 @@ import torch
 
 from foveal.checkpoints.layout import write_checkpoint
 from foveal.checkpoints.manager import CheckpointManager
-from foveal.cli.checkpoints import printable, size
+from foveal.cli.output import printable, size
 
 
 @pytest.fixture

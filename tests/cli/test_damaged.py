@@ -67,7 +67,7 @@ def test_train_does_again_what_a_damaged_checkpoint_held(
     again = snapshot(checkpoint(40))[weights]
     assert again == snapshot(trained_run / "checkpoints" / "step-000000040")[weights]
     steps = [json.loads(line)["step"] for line in (run_copy / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [10, 20, 30, 40]
+    assert steps == [1, 10, 20, 30, 40]
 
 
 def test_damaged_optimizer_state_is_found_when_training_goes_on(retrain, checkpoint):
@@ -107,7 +107,7 @@ def test_train_with_all_checkpoints_damaged_begins_at_the_first_step(retrain, ru
         flip_bit(checkpoint(step) / "model.safetensors")
     assert retrain("--json").succeeded().document["step"] == 40
     steps = [json.loads(line)["step"] for line in (run_copy / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [10, 20, 30, 40]
+    assert steps == [1, 10, 20, 30, 40]
     assert len(list((run_copy / "checkpoints" / "damaged").iterdir())) == 3
 
 

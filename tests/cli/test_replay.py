@@ -24,7 +24,7 @@ class TestReplay:
     ):
         before = snapshot(run_copy)
         done = foveal("replay", run_copy, "--step", 30).succeeded()
-        logged = json.loads((run_copy / "metrics.jsonl").read_text().splitlines()[2])["loss"]
+        logged = json.loads((run_copy / "metrics.jsonl").read_text().splitlines()[3])["loss"]
         lines = done.out.splitlines()
         assert len(lines) == 1 + 100 + 5
         assert all("digits train record" in line for line in lines[1:101])
@@ -100,8 +100,8 @@ class TestBisect:
     def test_names_a_run_that_its_recipe_does_not_give(self, foveal, trained_run, run_copy):
         shutil.rmtree(run_copy / "checkpoints")
         log = run_copy / "metrics.jsonl"
-        first, second, *others = log.read_text().splitlines(keepends=True)
-        log.write_text("".join([first, second.replace('"loss": 0.', '"loss": 0.0'), *others]))
+        first, second, third, *others = log.read_text().splitlines(keepends=True)
+        log.write_text("".join([first, second, third.replace('"loss": 0.', '"loss": 0.0'), *others]))
         done = foveal("bisect", trained_run, run_copy)
         assert done.code == 1
         assert (

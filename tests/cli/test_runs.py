@@ -31,7 +31,7 @@ def test_more_steps_continue_the_run_and_log_each_step_once(retrain, run_copy):
     outcome = retrain("--steps", 60, "--json").succeeded()
     assert (outcome.document["step"], outcome.document["finished"]) == (60, True)
     assert "continuing from step 40" in outcome.err
-    assert logged_steps(run_copy) == [10, 20, 30, 40, 50, 60]
+    assert logged_steps(run_copy) == [1, 10, 20, 30, 40, 50, 60]
 
 
 def test_more_steps_are_refused_where_the_schedule_depends_on_the_total(foveal, tiny, tmp_path, snapshot):

@@ -101,7 +101,7 @@ def test_same_command_again_finishes_the_run(interrupted, foveal, tiny):
     outcome = foveal("train", tiny, *SETTINGS, "--run", ended.run).succeeded()
     assert f"continuing from step {stopped_at}" in outcome.err
     assert (outcome.document["step"], outcome.document["finished"]) == (STEPS, True)
-    assert ended.steps() == list(range(10, STEPS + 1, 10))
+    assert ended.steps() == [1, *range(10, STEPS + 1, 10)]
 
 
 SLOW = """

@@ -199,7 +199,7 @@ def test_shows_the_step_at_which_a_run_diverged(tiny, tmp_path):
     assert not math.isfinite(done.loss)
     assert [each.key for each in done.examples] == diverged.value.keys
     assert json.loads(json.dumps(done.report(), allow_nan=False))["loss"] is None
-    assert "the run has recorded nothing after step 0" in said
+    assert "the run has recorded nothing after step 1" in said
 
 
 def test_uses_what_can_be_read_of_a_damaged_log(every_step, tmp_path):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from foveal.checkpoints.inspection import open_tensors
-from foveal.checkpoints.layout import cannot_write
 from foveal.checkpoints.tensor_difference import describe_form
-from foveal.checkpoints.tensor_file import write_tensor_file
+from foveal.checkpoints.weights_file import require_new, write_weights
 from foveal.errors import CheckpointError, UsageError
-from foveal.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
 
     from foveal.checkpoints.inspection import StoredTensors
     from foveal.checkpoints.tensor_file import TensorInfo
-
-_METADATA = {"format": "pt"}  # the axes are in PyTorch's order; readers of others ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +62,7 @@ def average_weights(paths: Sequence[Path], out: Path, *, ema: bool = False) -> A
     """
     if len(paths) < 2:
         raise UsageError("the mean of one is itself: name at least two checkpoints")
-    if out.suffix != ".safetensors":
-        raise UsageError(f"{out}: the file to write must end in .safetensors")
-    _refuse_existing(out)
+    require_new(out)
     opened = [open_tensors(path) for path in paths]
     sources = [_Weights(stored, _places(stored, ema=ema)) for stored in opened]
     for source in sources[1:]:
@@ -79,7 +71,7 @@ def average_weights(paths: Sequence[Path], out: Path, *, ema: bool = False) -> A
     unequal: set[str] = set()
     for group in sources[0].in_groups():
         result |= _mean(sources, group, unequal)
-    _write(out, result)
+    write_weights(out, result)
     means = sum(_has_mean(tensor.dtype) for tensor in result.values())
     return Averaged(
         out,
@@ -161,24 +153,3 @@ def _mean(sources: Sequence[_Weights], names: Sequence[str], unequal: set[str]) 
         name: (each / len(sources)).to(sources[0].info(name).dtype) if _has_mean(each.dtype) else each
         for name, each in sums.items()
     }
-
-
-def _refuse_existing(out: Path) -> None:
-    if os.path.lexists(out):
-        raise CheckpointError(f"{out} exists already: name another file, or move it away")
-
-
-def _write(out: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file that appears under its name when all of it is on the disk."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        write_tensor_file(temporary, tensors, _METADATA)
-        _refuse_existing(out)
-        temporary.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _GROUP = 64 << 20  # bytes of tensors that are read together: few passes over the header, little memory
 CHUNK = 1 << 18  # elements that are widened to float64 at a time
 _SHOWN = 1000  # elements that are printed in full
+_UNKNOWN_TO_NUMPY = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 
 
 def find_checkpoint(path: Path, which: int | str = "latest") -> Path:
@@ -317,7 +318,7 @@ def summarise(
     """
     for group in stored.in_groups(matching(stored.infos, pattern, str(stored.path))):
         for name, tensor in stored.read(group).items():
-            yield _summary(name, tensor, values=values)
+            yield summarise_tensor(name, tensor, values=values)
 
 
 def matching(names: Iterable[str], pattern: str | None, where: str) -> list[str]:
@@ -338,7 +339,8 @@ def matching(names: Iterable[str], pattern: str | None, where: str) -> list[str]
     return chosen
 
 
-def _summary(name: str, tensor: Tensor, *, values: bool) -> TensorSummary:
+def summarise_tensor(name: str, tensor: Tensor, *, values: bool = False) -> TensorSummary:
+    """Summarise one tensor in host memory, of any dtype; ``values``: also give the numbers."""
     numbers = tensor.reshape(-1)
     if tensor.is_complex():
         numbers = torch.view_as_real(numbers).reshape(-1)
@@ -398,5 +400,5 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _printed(tensor: Tensor) -> str:
-    plain = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    plain = tensor.float() if tensor.dtype in _UNKNOWN_TO_NUMPY else tensor
     return np.array2string(plain.numpy(), threshold=_SHOWN, max_line_width=100)

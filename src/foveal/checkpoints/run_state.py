@@ -92,6 +92,7 @@ def _are_texts(value: object) -> bool:
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "step": ("an integer from 0", _is_count),
+    "first_step": ("an integer from 0", _is_count),
     "train_seconds": ("a number from 0", lambda value: _is_number(value) and value >= 0),
     "validation": ("null or an object", lambda value: value is None or _is_table(value)),
     "score": ("null or a number", lambda value: value is None or _is_number(value)),

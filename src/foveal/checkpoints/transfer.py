@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from foveal.checkpoints.layout import read_checkpoint, read_manifest
 from foveal.checkpoints.pytorch_file import read_state_dict
 from foveal.checkpoints.tensor_file import read_tensor_file
+from foveal.checkpoints.tensorflow_import import (
+    Training,
+    find_name_map,
+    import_tensors,
+    import_training,
+    is_tensorflow,
+)
 from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError, RecipeError, suggestion
 from foveal.run_folder import RunFolder
+from foveal.tensorflow.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
 
 _WRAPPERS: Final = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
 _OPTIONAL: Final = "num_batches_tracked"  # batch norm counts with it, and computes nothing from it
+_AVERAGED: Final = " (averaged weights)"
+_RENAME: Final = "rename its tensors with --init-map (init.map)"
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,23 @@ class InitialWeights:
         sha256: of the file that was read; of averaged weights, of ``model.safetensors`` and
             ``ema.safetensors`` in one. Hexadecimal.
         notes: what was done to get at them, a line each.
+        training: of a TensorFlow checkpoint that may be gone on from: the rest of what it says.
+        remedy: what can be done where names do not fit.
     """
 
     tensors: Mapping[str, Tensor]
     origin: str
     sha256: str
     notes: tuple[str, ...] = ()
+    training: Training | None = None
+    remedy: str = _RENAME
+
+    def averaged(self) -> InitialWeights:
+        """The averages in place of the weights that have some, and nothing to go on with."""
+        if self.training is None or not self.training.averages:
+            return replace(self, training=None)
+        tensors, origin = {**self.tensors, **self.training.averages}, self.origin + _AVERAGED
+        return replace(self, tensors=tensors, origin=origin, training=None)
 
 
 @dataclass(frozen=True)
@@ -79,30 +100,45 @@ class TransferReport:
             yield f"  unused tensors of the file: {_listed(self.unused, 20)}"
 
 
-def load_initial(init: Init) -> InitialWeights:
-    """Read the weights that a recipe's ``init`` names; of a run, its newest checkpoint.
+def load_initial(init: Init, model: str) -> InitialWeights:
+    """Read the weights that a recipe's ``init`` names; of a run or a folder, its newest checkpoint.
+
+    Args:
+        init: the recipe's table.
+        model: the name of the network that they are for, which has a name map for TensorFlow's checkpoints.
 
     Raises:
         RunError: the run has no checkpoint.
+        RecipeError: ``init`` asks for what such a file does not have.
         CheckpointError: they cannot be read, or are not those of ``init.sha256``, if that is set.
     """
-    if init.path.is_dir():
-        tensors, origin, files = _read_folder(init.path, init.weights)
-        notes: tuple[str, ...] = ()
-    else:
-        if init.weights == "ema":
-            raise CheckpointError(
-                f"{init.path}: init.weights = 'ema' is for runs and checkpoints: leave it out"
-            )
-        origin, files = str(init.path), [init.path]
-        tensors, notes = _read_file(init.path)
-    sha256 = _sha256(files)
-    if init.sha256 not in (None, sha256):
+    if _is_ours(init.path):
+        initial = _read_folder(init.path, init.weights)
+    elif is_tensorflow(init.path):
+        initial = _read_tensorflow(init, model)
+    elif init.path.is_dir():
         raise CheckpointError(
-            f"{origin}: is not the file that the run was begun with (its SHA-256 is {sha256:.12}..., not "
-            f"{init.sha256:.12}...): put that one back, name it with init.path, or start anew with --fresh"
+            f"{init.path}: neither a run (no recipe.toml), nor a checkpoint (no model.safetensors), "
+            "nor one of TensorFlow's (no .index file)"
         )
-    return InitialWeights(tensors, origin, sha256, notes)
+    else:
+        initial = _read_file(init)
+    if init.sha256 not in (None, initial.sha256):
+        raise CheckpointError(
+            f"{initial.origin}: is not the file that the run was begun with (its SHA-256 is "
+            f"{initial.sha256:.12}..., not {init.sha256:.12}...): put that one back, name it with init.path, "
+            "or start anew with --fresh"
+        )
+    return initial
+
+
+def fits(model: nn.Module, initial: InitialWeights, init: Init) -> bool:
+    """Whether every tensor of a network would be loaded."""
+    return not init.skip and all(
+        name in initial.tensors and initial.tensors[name].shape == value.shape
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and not name.endswith(_OPTIONAL)
+    )
 
 
 def transfer(model: nn.Module, initial: InitialWeights, init: Init, num_classes: int) -> TransferReport:
@@ -149,30 +185,58 @@ def transfer(model: nn.Module, initial: InitialWeights, init: Init, num_classes:
 # ---- reading
 
 
-def _read_folder(path: Path, weights: str) -> tuple[dict[str, Tensor], str, list[Path]]:
-    """The weights of a run or of one checkpoint: tensors, where they are from, and their files."""
+def _is_ours(path: Path) -> bool:
+    return RunFolder(path).exists() or (path / "model.safetensors").exists()
+
+
+def _read_folder(path: Path, weights: str) -> InitialWeights:
+    """The weights of a run or of one checkpoint."""
     run = RunFolder(path)
     if run.exists():
         averaged = weights == "ema" or (weights == "auto" and run.recipe().ema is not None)
         stored = run.load_checkpoint("latest", ("model", "ema") if averaged else ("model",))
-    elif (path / "model.safetensors").exists():
+    else:
         averaged = weights == "ema" or (weights == "auto" and "ema" in read_manifest(path).parts)
         stored = read_checkpoint(path, ("model", "ema") if averaged else ("model",))
-    else:
-        raise CheckpointError(
-            f"{path}: neither a run (no recipe.toml) nor a checkpoint (no model.safetensors)"
-        )
     tensors = {**stored.tensors["model"], **stored.tensors.get("ema", {})}
-    origin = f"{stored.folder}{' (averaged weights)' if averaged else ''}"
-    return tensors, origin, [stored.folder / f"{part}.safetensors" for part in stored.tensors]
+    origin = f"{stored.folder}{_AVERAGED if averaged else ''}"
+    return InitialWeights(
+        tensors, origin, _sha256(stored.folder / f"{part}.safetensors" for part in stored.tensors)
+    )
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A file's tensors, and what was done to get at them."""
+def _read_file(init: Init) -> InitialWeights:
+    """The weights in a file."""
+    path = init.path
+    notes: tuple[str, ...] = ()
+    if init.weights == "ema":
+        raise CheckpointError(f"{path}: init.weights = 'ema' is for runs and checkpoints: leave it out")
     if path.suffix == ".safetensors":
-        return read_tensor_file(path), ()
-    tensors, keys = read_state_dict(path)
-    return tensors, tuple(f"taken from the file's {key!r}" for key in keys)
+        tensors = read_tensor_file(path)
+    else:
+        tensors, keys = read_state_dict(path)
+        notes = tuple(f"taken from the file's {key!r}" for key in keys)
+    return InitialWeights(tensors, str(path), _sha256([path]), notes)
+
+
+def _read_tensorflow(init: Init, model: str) -> InitialWeights:
+    """The weights of a TensorFlow checkpoint, and what is needed to go on from it."""
+    if init.map:
+        raise RecipeError("init.map: to name the variables of a TensorFlow checkpoint, use init.names")
+    names = find_name_map(model, init.names)
+    checkpoint = Checkpoint(init.path)
+    resume = init.resume and init.weights != "ema" and checkpoint.global_step is not None
+    ema = init.weights == "ema" or (init.weights == "auto" and bool(checkpoint.averages) and not resume)
+    imported = import_tensors(checkpoint, names, ema=ema)
+    unused = f"variables without a place in the name map: {_listed(imported.unused)}"
+    return InitialWeights(
+        imported.tensors,
+        f"{checkpoint.path}{_AVERAGED if ema else ''}",
+        _sha256([*checkpoint.files(), *([init.names] if init.names else ())]),
+        (unused,) if imported.unused else (),
+        import_training(checkpoint, names) if resume else None,
+        "name its variables with --init-names (init.names)",
+    )
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -256,7 +320,7 @@ def _refusal(
         reasons.append(_listed([f"{name} is {why}" for name, why in misshapen.items()]))
     if unused:
         reasons.append(f"it has {_listed(unused)}, which the network does not")
-    remedies = "rename its tensors with --init-map (init.map)"
+    remedies = initial.remedy
     if not nothing:
         remedies += ", leave out some with --init-skip (init.skip), or accept this with --init-partial"
     return f"{initial.origin}: {'; '.join(reasons)}: {remedies}"

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from foveal.cli import bench, checkpoints, data, evaluate, predict, recipes, replay, train, verify_resume
+from foveal.cli import (
+    bench,
+    checkpoints,
+    data,
+    evaluate,
+    predict,
+    recipes,
+    replay,
+    tensorflow,
+    train,
+    verify_resume,
+)
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -39,7 +50,7 @@ for command in (
     replay.bisect,
 ):
     app.command()(command)
-for group in (data.data, checkpoints.checkpoints, bench.bench):
+for group in (data.data, checkpoints.checkpoints, tensorflow.tensorflow, bench.bench):
     app.add_typer(group)
 
 
@@ -98,8 +109,14 @@ def _drop_output() -> None:
 def _fail(error: Exception, text: str, code: int, *, debug: bool) -> int:
     if debug:
         raise error
-    sys.stderr.writelines(f"{line}\n" for line in (f"error: {text}", *getattr(error, "__notes__", ())))
+    lines = f"error: {text}", *getattr(error, "__notes__", ())
+    sys.stderr.writelines(f"{_one_line(line)}\n" for line in lines)
     return code
+
+
+def _one_line(text: str) -> str:
+    """The text, with what would end the line or could steer a terminal written as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _interrupted() -> int:

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.cli.output import (
+    duration,
+    print_differences,
+    print_json,
+    print_summaries,
+    print_table,
+    printable,
+    size,
+)
+
 if TYPE_CHECKING:
-    from foveal.checkpoints.inspection import Listed, TensorSummary
-    from foveal.checkpoints.tensor_difference import TensorDifference
+    from foveal.checkpoints.inspection import Listed
 
 checkpoints = typer.Typer(
     name="checkpoints",
@@ -37,7 +46,6 @@ def list_(run: _Run, json: _Json = False) -> None:
     Example: foveal checkpoints list runs/digits
     """
     from foveal.checkpoints.inspection import list_checkpoints
-    from foveal.cli.output import print_json
     from foveal.evaluation import higher_is_better
 
     listing = list_checkpoints(run, higher_is_better)
@@ -67,7 +75,6 @@ def show(
     Example: foveal checkpoints show runs/digits --filter 'model/.*weight'
     """
     from foveal.checkpoints.inspection import open_tensors, summarise
-    from foveal.cli.output import print_json
 
     stored = open_tensors(path)
     summaries = list(summarise(stored, filter, values=values))
@@ -77,7 +84,7 @@ def show(
         print_json({"path": str(stored.path), "tensors": rows, "elements": elements, "bytes": nbytes})
         return
     if summaries:
-        _print_summaries(summaries)
+        print_summaries(summaries)
     typer.echo(f"{stored.path}: {len(summaries):,} tensors, {elements:,} numbers, {size(nbytes)}")
 
 
@@ -94,7 +101,6 @@ def diff(
     """
     from foveal.checkpoints.inspection import open_tensors
     from foveal.checkpoints.tensor_difference import compare_stored
-    from foveal.cli.output import print_json
 
     a, b = open_tensors(first), open_tensors(second)
     result = compare_stored(a, b, filter)
@@ -102,7 +108,7 @@ def diff(
         print_json({"first": str(a.path), "second": str(b.path), **asdict(result)})
     else:
         if result.differences:
-            _print_differences(result.differences)
+            print_differences(result.differences)
         typer.echo(f"{result.equal:,} tensors are equal, {len(result.differences):,} differ")
     if result.differences:
         raise typer.Exit(1)
@@ -122,7 +128,6 @@ def average(
     Example: foveal checkpoints average runs/a runs/b --out mean.safetensors
     """
     from foveal.checkpoints.averaging import average_weights
-    from foveal.cli.output import print_json
 
     result = average_weights(sources, out, ema=ema)
     if json:
@@ -149,7 +154,6 @@ def verify(
     Example: foveal checkpoints verify runs/digits
     """
     from foveal.checkpoints.inspection import verify_stored
-    from foveal.cli.output import print_json
 
     problems = verify_stored(path)
     if json:
@@ -172,7 +176,6 @@ def keep(
 
     Example: foveal checkpoints keep runs/digits 1000
     """
-    from foveal.cli.output import print_json
     from foveal.run_folder import RunFolder
 
     folder = RunFolder(run)
@@ -185,82 +188,20 @@ def keep(
         typer.echo(f"{manager.path(step)} is {'no longer' if release else 'now'} kept by name")
 
 
-def printable(text: str) -> str:
-    """The text, with what could steer a terminal written as escapes."""
-    return text if text.isprintable() else repr(text)
-
-
-def size(nbytes: int) -> str:
-    """``1.5 MB``: in powers of 1000."""
-    value, units = float(nbytes), iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{nbytes:,} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
-
-
 def _age(each: Listed, now: float) -> float | None:
     return None if each.saved is None else max(0.0, now - each.saved)
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _print_list(listed: Iterable[Listed], now: float) -> None:
-    from foveal.cli.output import print_table
-
     rows = []
     for each in listed:
         why = (
             f"DAMAGED: {each.problem}" if each.problem else ", ".join(each.kept) or "until the next is saved"
         )
-        what = (str(each.step), _duration(_age(each, now)), size(each.nbytes), _metrics(each.metrics))
+        what = (str(each.step), duration(_age(each, now)), size(each.nbytes), _metrics(each.metrics))
         rows.append((*what, printable(why)))
     print_table(("step", "age", "size", "validation", "kept as"), rows, texts=5)
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{printable(name)} {value:.4g}" for name, value in metrics.items()) or "-"
-
-
-def _print_summaries(summaries: Iterable[TensorSummary]) -> None:
-    from foveal.cli.output import print_table
-
-    headers = ("tensor", "dtype", "shape", "mean", "std", "min", "max", "norm", "zeros", "NaN", "inf")
-    rows = []
-    for each in summaries:
-        numbers = (each.mean, each.std, each.min, each.max, each.norm)
-        cells = (printable(each.name), each.dtype, _shape(each.shape), *map(_number, numbers))
-        zeros = "-" if each.zeros is None else f"{each.zeros:.1%}"
-        rows.append((*cells, zeros, str(each.nan), str(each.inf)))
-    print_table(headers, rows, texts=3)
-    for each in summaries:
-        if each.values is not None:
-            typer.echo(f"\n{printable(each.name)} =\n{each.values}")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "-"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _print_differences(differences: Iterable[TensorDifference]) -> None:
-    from foveal.cli.output import print_table
-
-    rows = []
-    for each in differences:
-        first, second = (form or "-" for form in each.forms)
-        what = each.kind if each.kind == "values" or "only" in each.kind else f"{first} / {second}"
-        count = "-" if each.elements is None else f"{each.elements:,}"
-        sizes = ("-", "-") if not each.elements else (_number(each.max_abs), _number(each.max_relative))
-        rows.append((printable(each.name), what, count, *sizes))
-    print_table(("tensor", "differs in", "elements", "at most", "relative"), rows, texts=2)

@@ -27,7 +27,14 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Start from the weights of a run, a checkpoint, a .safetensors file or a PyTorch state dict."
+            help="Start from the weights of a run, a checkpoint, a .safetensors file or a PyTorch state "
+            "dict; or go on from a TensorFlow checkpoint (its prefix or its folder)."
+        ),
+    ] = None,
+    init_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml", help="The network's names for that TensorFlow checkpoint's variables."
         ),
     ] = None,
     init_map: Annotated[
@@ -63,6 +70,7 @@ def train(
         "device": device,
         "data.path": data and str(data.resolve()),
         "init.path": init_from and str(init_from.resolve()),
+        "init.names": init_names and str(init_names.resolve()),
         "init.map": init_map or None,
         "init.skip": init_skip or None,
         "init.partial": init_partial or None,

@@ -45,6 +45,84 @@ class Dropout(nn.Module):
         return f"{self.dropped / 65536:.4g}"
 
 
+class SameMaxPool2d(nn.Module):
+    """Max-pooling with TensorFlow's ``SAME`` padding, which depends on the size of the image.
+
+    The output has ``ceil(size / stride)`` rows or columns. Where an odd number must be added, the bottom and
+    the right get one more; what is added never is the maximum. Source: ``tf.nn.convolution``'s notes on
+    padding.
+
+    Args:
+        kernel: side of the window.
+        stride: between windows, in both directions; 1 needs an odd kernel.
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        if stride == 1 and kernel % 2 == 0:
+            raise ValueError(f"SameMaxPool2d cannot pool windows of {kernel} x {kernel} at stride 1")
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, C, ceil(H / stride), ceil(W / stride)]``."""
+        # PyTorch pads evenly; ceil_mode lets the last window reach over the edge, which is the one more.
+        before = [self._added(size) // 2 for size in images.shape[2:]]
+        return functional.max_pool2d(images, self.kernel, self.stride, before, ceil_mode=True)
+
+    def _added(self, size: int) -> int:
+        """How many rows or columns are added to so many."""
+        return max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.kernel}, stride={self.stride}"
+
+
+class LocalResponseNorm(nn.Module):
+    """``x / (bias + alpha * s) ** beta`` with ``s`` the sum of the squares of x and its neighbour channels.
+
+    Computed in float32, with the parameters of ``tf.nn.local_response_normalization``; PyTorch's layer of
+    this name has the mean of the squares in place of their sum. Source: Krizhevsky, Sutskever, Hinton,
+    "ImageNet Classification with Deep Convolutional Neural Networks", 2012, section 3.3.
+
+    Args:
+        radius: how many channels on either side are neighbours.
+        bias, alpha, beta: as above.
+    """
+
+    def __init__(self, radius: int = 5, bias: float = 1.0, alpha: float = 1.0, beta: float = 0.5) -> None:
+        super().__init__()
+        self.radius, self.bias, self.alpha, self.beta = radius, bias, alpha, beta
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise each pixel of ``[B, C, H, W]``; the result has its dtype."""
+        with torch.autocast(images.device.type, enabled=False):
+            values = images.float()
+            channels = torch.arange(images.shape[1], device=images.device)
+            near = (channels[:, None] - channels).abs() <= self.radius
+            # A product with a band of ones is several times quicker than a pooling over the channels.
+            squares, bias = values.square().permute(0, 2, 3, 1), values.new_full(channels.shape, self.bias)
+            bases = functional.linear(squares, near.float() * self.alpha, bias).permute(0, 3, 1, 2)
+            return (values * bases.pow(-self.beta)).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"radius={self.radius}, bias={self.bias:g}, alpha={self.alpha:.4g}, beta={self.beta:g}"
+
+
+def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float = 0.0) -> None:
+    """Initialise as TensorFlow's ``truncated_normal`` does: what lies beyond two deviations is drawn anew.
+
+    Args:
+        layer: its weights and its bias are set.
+        deviation: of the normal distribution before it is truncated.
+        bias: the value of every bias.
+    """
+    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)
+
+
 def glorot_uniform(module: nn.Module) -> None:
     """Initialise as tf.layers does: Glorot-uniform weights, zero biases (Glorot, Bengio, 2010)."""
     for layer in module.modules():

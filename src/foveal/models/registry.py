@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError, UnknownNameError
+from foveal.models.cifar10_cnn import Cifar10Cnn
 from foveal.models.dense import Dense
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from foveal.recipe import ModelPart
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cifar10_cnn": Cifar10Cnn,
     "dense": Dense,
     "mnist_cnn": MnistCnn,
     "small_cnn": SmallCnn,

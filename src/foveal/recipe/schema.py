@@ -241,11 +241,19 @@ class Init(Part):
     """The weights training starts from, instead of random ones."""
 
     path: Annotated[Path, OPERATIONAL]
-    """A run folder, a checkpoint folder, a .safetensors file, or a PyTorch state dict (.pt, .pth)."""
+    """A run folder, a checkpoint folder, a .safetensors file, a PyTorch state dict (.pt, .pth), or a
+    TensorFlow checkpoint: its prefix, or a folder of such."""
     sha256: str | None = None
     """Of the file of weights; filled in when the run is begun."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Which weights of a run or checkpoint. auto: the averages where there are some."""
+    """Which weights of a run or checkpoint. auto: the averages where there are some; of a TensorFlow
+    checkpoint that is gone on from, the weights themselves."""
+    names: Annotated[Path | None, OPERATIONAL] = None
+    """A file with the network's names for the variables of a TensorFlow checkpoint (a name map); by default
+    the one that comes with the network."""
+    resume: Flag = True
+    """Go on at the step of a TensorFlow checkpoint whose weights all fit, with its moving averages and, where
+    the optimizer has them too, its slots; false: begin at step 0."""
     map: tuple[Renaming, ...] = ()
     """'REGEX=REPLACEMENT' for the names in the file, applied in order to the whole name (re.sub), before they
     are matched with the network's."""
@@ -297,7 +305,8 @@ class Logging(Part):
     """What is written down on the way, and how often."""
 
     every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")
-    """How often a line goes to the console, metrics.jsonl and TensorBoard."""
+    """How often a line goes to the console, metrics.jsonl and TensorBoard; the first and the last step's do
+    besides."""
     activations: Annotated[tuple[str, ...], OPERATIONAL] = ()
     """Activations to summarise: names of the network's modules, or 'probabilities'."""
     activations_every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")

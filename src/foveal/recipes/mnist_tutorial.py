@@ -20,6 +20,6 @@ recipe = Recipe(
     model=ModelPart(name="mnist_cnn"),
     optimizer=Sgd(learning_rate=0.001),
     evaluation=Evaluation(every=Frequency(5_000, "steps")),
-    logging=Logging(every=Frequency(500, "steps")),
+    logging=Logging(every=Frequency(100, "steps")),
     checkpoint=Checkpointing(every=Frequency(5_000, "steps")),
 )

@@ -128,7 +128,7 @@ def restore(learner: Learner, history: History, step: int, report: Report) -> in
     """Bring a new learner to the newest usable checkpoint up to ``step``, or else to the first weights.
 
     Returns:
-        The step of that checkpoint; 0 for the first weights.
+        The step of that checkpoint, or of the first weights.
 
     Raises:
         CheckpointError: it cannot be read although it is not damaged, or does not fit the network.
@@ -138,7 +138,7 @@ def restore(learner: Learner, history: History, step: int, report: Report) -> in
             learner.load(stored)
             return saved
     learner.initialise()
-    return 0
+    return learner.step
 
 
 def batches(learner: Learner, steps: range) -> Loader[PreparedBatch]:

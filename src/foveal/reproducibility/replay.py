@@ -158,6 +158,10 @@ def replay(
         if picture and drawn:  # before the work, which a name that cannot be written would waste
             save_png(drawn, picture)
         start = restore(learner, history, step - 1, report)
+        if start >= step:
+            raise UsageError(
+                f"--step {step}: {run} began after step {start}, where its first weights are from"
+            )
         report(f"going on from {f'the checkpoint of step {start}' if start else 'the first weights'}")
         advance(learner, step - 1, progress)
         loss, gradients = _learn(learner, batch)

@@ -289,6 +289,8 @@ def _shortened(recipe: Recipe, data: DataSet, kills: int, steps: int | None) -> 
         f"checkpoint.every={width // 2} steps",
         "checkpoint.keep_last=2",
     ]
+    if recipe.init is not None:
+        settings.append("init.resume=false")  # the steps to verify are the first ones
     if recipe.evaluation.every.unit != "never":
         settings.append(f"evaluation.every={width} steps")
     recipe = override(recipe, settings)

@@ -95,7 +95,25 @@ def define(
     ]
 
 
-VersionDef, Dim, TensorShapeProto, Extent, TensorSliceProto, BundleHeaderProto, BundleEntryProto = define(
+_ENTRY = [
+    (1, "dtype", INT32),
+    (2, "?shape", BYTES),  # a TensorShapeProto, decoded apart: an index repeats few shapes often
+    (3, "shard_id", INT32),
+    (4, "offset", INT64),
+    (5, "size", INT64),
+    (6, "crc32c", FIXED32),
+]
+
+(
+    VersionDef,
+    Dim,
+    TensorShapeProto,
+    Extent,
+    TensorSliceProto,
+    BundleHeaderProto,
+    BundleEntryProto,
+    BundleEntryHead,
+) = define(
     FILE,
     {
         "VersionDef": [(1, "producer", INT32), (2, "min_consumer", INT32), (3, "*bad_consumers", INT32)],
@@ -108,14 +126,7 @@ VersionDef, Dim, TensorShapeProto, Extent, TensorSliceProto, BundleHeaderProto, 
             (2, "endianness", INT32),
             (3, "version", "VersionDef"),
         ],
-        "BundleEntryProto": [
-            (1, "dtype", INT32),
-            (2, "?shape", BYTES),  # a TensorShapeProto, decoded apart: an index repeats few shapes often
-            (3, "shard_id", INT32),
-            (4, "offset", INT64),
-            (5, "size", INT64),
-            (6, "crc32c", FIXED32),
-            (7, "*slices", "TensorSliceProto"),
-        ],
+        "BundleEntryProto": [*_ENTRY, (7, "*slices", "TensorSliceProto")],
+        "BundleEntryHead": [*_ENTRY, (7, "?slices", BYTES)],  # the same, to ask fast whether there are any
     },
 )

@@ -127,7 +127,7 @@ def _read(path: Path) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > _LIMIT:
             raise CheckpointError(f"{path}: {size} bytes are too many for a state file: at most {_LIMIT}")
-        return file.read(_LIMIT)
+        return file.read(size)
 
 
 def _parse(path: Path, raw: bytes) -> Any:

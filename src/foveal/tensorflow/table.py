@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +39,9 @@ class TableEntry(NamedTuple):
     key: bytes
     value: bytes
     offset: int
+
+
+_new_entry = partial(tuple.__new__, TableEntry)  # what TableEntry() calls: a table may have very many
 
 
 class _Block(NamedTuple):
@@ -91,9 +95,10 @@ class Table:
         with open_for_reading(self.path) as file:
             for offset, size in self._handles:
                 for entry in _entries(self.path, _read_block(file, self.path, offset, size)):
-                    if last is not None and entry.key <= last:
-                        damaged(self.path, entry.offset, f"the key {entry.key!r:.200} is not in order")
-                    last = entry.key
+                    key = entry.key
+                    if last is not None and key <= last:
+                        damaged(self.path, entry.offset, f"the key {key!r:.200} is not in order")
+                    last = key
                     yield entry
 
     def _footer(self, file: FileIO, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -213,8 +218,9 @@ def _entries(path: Path, block: _Block) -> Iterator[TableEntry]:
     """Decode a block: each key as what it shares with the one before, and the rest."""
     content, end, restarts = _restarts(path, block)
     first, step = block.place(0), block.place(1) - block.place(0)
+    limit = _LIMIT * len(content)
     whole = {0}  # where keys stand that share nothing
-    key, keys, at = b"", 0, 0
+    key, size, keys, at = b"", 0, 0, 0
     while at < end:
         start = at
         shared, own, length = content[at : at + 3]  # there are four bytes more after the last entry
@@ -222,16 +228,18 @@ def _entries(path: Path, block: _Block) -> Iterator[TableEntry]:
             at += 3
         else:
             shared, own, length, at = _lengths(path, block, start)
-        if shared > len(key) or at + own + length > end:
+        stop = at + own + length
+        if shared > size or stop > end:
             damaged(path, block.place(start), "the lengths of an entry reach beyond its block, or its key")
         if not shared:
             whole.add(start)
-        key = key[:shared] + content[at : at + own]
-        keys += len(key)
-        if keys > _LIMIT * len(content):
+        size = shared + own
+        keys += size
+        if keys > limit:
             damaged(path, block.place(start), f"a block of {len(content)} bytes has more than {keys} of keys")
-        at += own + length
-        yield TableEntry(key, content[at - length : at], first + step * start)
+        key = key[:shared] + content[at : at + own]
+        yield _new_entry((key, content[at + own : stop], first + step * start))
+        at = stop
     if not whole.issuperset(restarts):
         damaged(path, block.place(end), "a restart of a block is not where a whole key stands")
 

@@ -119,8 +119,10 @@ class V1Checkpoint:
         """
         tensor = self._tensor(name)
         if tensor.number not in _FIELDS:
-            problem = f"tensor {name!r} has TensorFlow's dtype number {tensor.number}, which is not supported"
-            raise CheckpointError(f"{tensor.place.path}: byte {tensor.place.offset}: {problem}")
+            problem = f"has TensorFlow's dtype number {tensor.number}, which is not supported"
+            raise CheckpointError(
+                f"{tensor.place.path}: byte {tensor.place.offset}: tensor {name!r:.200} {problem}"
+            )
         return DTYPES[tensor.number]
 
     def get(self, name: str) -> NDArray[Any]:
@@ -137,7 +139,9 @@ class V1Checkpoint:
         try:
             return self._read(name, self._tensor(name), self.dtype(name))
         except MemoryError:
-            raise CheckpointError(f"{self.path}: tensor {name!r} does not fit in memory: free some") from None
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r:.200} does not fit in memory: free some"
+            ) from None
 
     def _read(self, name: str, tensor: _Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
         _require_whole(tensor, name)
@@ -252,7 +256,7 @@ def _region(place: _Place, name: str, shape: tuple[int, ...], slice_: Any) -> Re
 
 def _shown(name: str, region: Region) -> str:
     text = ", ".join(f"{start}:{start + length}" for start, length in region)
-    return f"slice [{text}] of tensor {name!r:.200}"
+    return f"slice [{text:.200}] of tensor {name!r:.200}"
 
 
 def _size(region: Region) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from foveal.checkpoints.transfer import load_initial, transfer
+from foveal.checkpoints.transfer import fits, load_initial, transfer
 from foveal.data.input import evaluation_pipeline, training_pipeline, training_sampler, training_source
 from foveal.data.loader import Loader
 from foveal.data.source import keys
@@ -14,6 +15,7 @@ from foveal.device import find_device
 from foveal.errors import CheckpointError, RecipeError
 from foveal.faults import fault_point
 from foveal.models.registry import build_model
+from foveal.training.continuation import go_on
 from foveal.training.ema import MovingAverage
 from foveal.training.measure import resolve_speed
 from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -48,6 +50,7 @@ class Learner:
         train_step: what updates it.
         average: the moving average of the weights, if the recipe asks for one.
         step: how many steps are done.
+        first_step: how many were done when the run began: those of a TensorFlow checkpoint it goes on from.
         total_steps: how many there will be.
     """
 
@@ -75,24 +78,40 @@ class Learner:
         self.model = model.to(self.device).train()
         self.train_step = TrainStep(self.model, self.recipe, self.total_steps, self.device)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
-        self.step = 0
+        self.step = self.first_step = 0
         self._recomputed = -1  # the step at which the averages' statistics were measured last
 
     def initialise(self) -> TransferReport | None:
         """Load the weights that the recipe's ``init`` names, if it does; its hash goes into the recipe.
 
+        From a TensorFlow checkpoint whose weights all fit, training goes on at its step, with its averages
+        and its optimizer's slots.
+
         Raises:
             CheckpointError: they cannot be read, do not fit, or are not those the run was begun with.
+            RecipeError: the recipe ends before the step to go on at.
         """
         init = self.recipe.init
         if init is None:
             return None
-        initial = load_initial(init)
+        initial = load_initial(init, self.recipe.model.name)
+        training = initial.training if fits(self.model, initial, init) else None
+        if training is not None and training.step > self.total_steps:
+            raise RecipeError(
+                f"{initial.origin} is of step {training.step:,}, the recipe ends at {self.total_steps:,}: "
+                "give more --steps, or begin at step 0 with its weights: --set init.resume=false"
+            )
+        if training is None and init.weights == "auto":
+            initial = initial.averaged()
         report = transfer(self.model, initial, init, len(self.source.classes))
         settled = init.model_copy(update={"sha256": initial.sha256})
         self.recipe = self.recipe.model_copy(update={"init": settled})
         if self.average is not None:
             self.average.reset()
+        if training is not None:
+            self.step = self.first_step = training.step
+            notes = go_on(training, self.model, self.train_step.optimizer, self.average)
+            report = replace(report, notes=(*report.notes, *notes))
         return report
 
     def prepare(self, step: int) -> PreparedBatch:
@@ -149,6 +168,7 @@ class Learner:
         if self.average is not None:
             self.average.load(parts["ema"])
         self.step = self._recomputed = stored.state["step"]
+        self.first_step = stored.state.get("first_step", 0)
 
     def keys(self, step: int) -> list[str]:
         """Where the examples of step number ``step`` (from 0) come from."""

@@ -28,7 +28,7 @@ class TrainResult:
 
     Attributes:
         run: its folder.
-        step: how many steps are done, over all restarts.
+        step: how many steps are done, over all restarts, and before the run where it went on from another's.
         finished: False if a signal stopped it; the same call goes on from there.
         train_seconds: time spent training, over all restarts, without evaluation.
         examples_per_second: over that time.
@@ -99,7 +99,7 @@ def train(
         console.message(
             f"stopped by {stop.requested} after step {session.step}: run the same command to continue"
         )
-    examples = session.step * recipe.batch_size
+    examples = session.steps_done * recipe.batch_size
     rate = examples / session.train_seconds if session.train_seconds else 0.0
     return TrainResult(folder.path, session.step, finished, session.train_seconds, rate, accuracy)
 
@@ -107,6 +107,8 @@ def train(
 def _train_steps(session: Session, stop: StopRequest, console: Console) -> None:
     """Do what is left of the run, or as much of it as there is before a stop is asked for."""
     if session.finished:
+        session.save()  # nothing to do where it is saved; weights that needed no step are not
+        session.finish_saving()
         return
     console.start(session.step, session.total_steps)
     try:

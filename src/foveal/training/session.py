@@ -102,6 +102,11 @@ class Session:
         return self.learner.step
 
     @property
+    def steps_done(self) -> int:
+        """How many of them this run did, over all restarts."""
+        return self.learner.step - self.learner.first_step
+
+    @property
     def total_steps(self) -> int:
         """How many there will be, at most."""
         return self.learner.total_steps
@@ -198,7 +203,8 @@ class Session:
         self._note_corrupt("train", batch.corrupt)
         last = self.step == self.total_steps
         record: dict[str, Any] = {"step": self.step}
-        if self._log_due.due(self.step) or last:
+        first = self.steps_done == 1 and self.recipe.logging.every.unit != "never"
+        if self._log_due.due(self.step) or first or last:
             record |= self._measure(loss)
         if self.recipe.logging.activations and self._activations_due.due(self.step):
             record["activations"] = self._activations(batch)
@@ -358,6 +364,7 @@ class Session:
         source = self.learner.data.train
         return {
             "step": self.step,
+            "first_step": self.learner.first_step,
             "train_seconds": self._measured_seconds(),
             "validation": self._validation,
             "score": self._score() if self._validation else None,

@@ -40,6 +40,10 @@ def init(**changes):
     return Init.model_validate({"path": "weights.pt", **changes})
 
 
+def load(start):
+    return load_initial(start, SMALL.name)
+
+
 def differing(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
@@ -65,7 +69,7 @@ class TestReading:
     def test_a_pytorch_state_dict_of_both_formats_under_any_name(self, tmp_path, tensors, legacy, suffix):
         path = tmp_path / f"weights{suffix}"
         torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
-        initial = load_initial(init(path=path))
+        initial = load(init(path=path))
         assert initial.tensors.keys() == tensors.keys()
         assert all(torch.equal(initial.tensors[name], tensors[name]) for name in tensors)
         assert initial.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -74,7 +78,7 @@ class TestReading:
     def test_a_safetensors_file(self, tmp_path, tensors):
         path = tmp_path / "weights.safetensors"
         write_tensor_file(path, tensors)
-        initial = load_initial(init(path=path))
+        initial = load(init(path=path))
         assert all(torch.equal(initial.tensors[name], tensors[name]) for name in tensors)
         assert initial.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -88,7 +92,7 @@ class TestReading:
         for key in reversed(keys):
             content = {"epoch": 3, key: content, "optimizer": {"lr": 0.1}}
         torch.save(content, tmp_path / "weights.pt")
-        initial = load_initial(init(path=tmp_path / "weights.pt"))
+        initial = load(init(path=tmp_path / "weights.pt"))
         assert initial.tensors.keys() == tensors.keys()
         assert all(any(key in note for note in initial.notes) for key in keys)
 
@@ -96,7 +100,7 @@ class TestReading:
     @pytest.mark.parametrize("what", ["run", "checkpoint"])
     def test_the_chosen_weights_of_a_run_or_a_checkpoint(self, trained_run, what, choice):
         folder = trained_run / "checkpoints/step-000000040"
-        initial = load_initial(init(path=trained_run if what == "run" else folder, weights=choice))
+        initial = load(init(path=trained_run if what == "run" else folder, weights=choice))
         expected, ema = read_part(folder, "model"), read_part(folder, "ema")
         assert differing({name: expected[name] for name in ema}, ema)
         files = ["model"]
@@ -112,20 +116,20 @@ class TestReading:
     def test_another_file_than_the_one_the_run_was_begun_with_is_refused(self, tmp_path, tensors):
         path = tmp_path / "weights.pt"
         torch.save(tensors, path)
-        begun = init(path=path, sha256=load_initial(init(path=path)).sha256)
-        assert load_initial(begun).sha256 == begun.sha256
+        begun = init(path=path, sha256=load(init(path=path)).sha256)
+        assert load(begun).sha256 == begun.sha256
         torch.save(tensors | {"w": tensors["w"] + 1}, path)
         with pytest.raises(CheckpointError, match="is not the file that the run was begun with"):
-            load_initial(begun)
+            load(begun)
 
     def test_averages_that_are_not_there_are_refused(self, tmp_path, trained_run, tensors):
         folder = shutil.copytree(trained_run / "checkpoints/step-000000040", tmp_path / "one")
         torch.save(tensors, tmp_path / "weights.pt")
         with pytest.raises(CheckpointError, match="for runs and checkpoints"):
-            load_initial(init(path=tmp_path / "weights.pt", weights="ema"))
+            load(init(path=tmp_path / "weights.pt", weights="ema"))
         (folder / "ema.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
-            load_initial(init(path=folder))
+            load(init(path=folder))
 
     def test_what_is_no_place_of_weights_is_refused(self, tmp_path):
         (tmp_path / "notes.txt").write_text("hello")
@@ -138,12 +142,12 @@ class TestReading:
             ("empty.pt", "neither a .safetensors file nor"),
         ]:
             with pytest.raises(CheckpointError, match=words):
-                load_initial(init(path=tmp_path / name))
+                load(init(path=tmp_path / name))
 
     def test_a_run_without_a_checkpoint_is_refused(self, tmp_path, trained_run):
         shutil.copy(trained_run / "recipe.toml", tmp_path)
         with pytest.raises(RunError, match="no checkpoint yet"):
-            load_initial(init(path=tmp_path))
+            load(init(path=tmp_path))
 
 
 class TestMatching:

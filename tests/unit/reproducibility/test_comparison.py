@@ -231,7 +231,7 @@ class TestRuns:
         comparison = compare_runs(copy, trained_run)
         assert comparison.differences == ()
         assert comparison.compared["tensors"] > 30
-        assert comparison.compared["records of metrics.jsonl"] == 4
+        assert comparison.compared["records of metrics.jsonl"] == 5
 
     def test_that_lost_a_checkpoint_differ(self, trained_run, tmp_path):
         copy = shutil.copytree(trained_run, tmp_path / "copy")

@@ -1,0 +1,155 @@
+"""Weights of a TensorFlow checkpoint under a network's names, and the training that they come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from foveal.checkpoints.arrays import to_torch
+from foveal.checkpoints.untrusted import open_for_reading
+from foveal.errors import CheckpointError
+from foveal.tensorflow.name_maps import load_name_map, read_name_map
+from foveal.tensorflow.table import MAGIC
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from foveal.tensorflow.checkpoint import Checkpoint
+    from foveal.tensorflow.name_maps import NameMap
+
+
+class Slot(NamedTuple):
+    """A slot of an optimizer.
+
+    Attributes:
+        name: PyTorch's, in checkpoints of ours.
+        role: TensorFlow's name for it.
+        suffix: what TensorFlow 1.x adds to the variable's name.
+    """
+
+    name: str
+    role: str
+    suffix: str
+
+
+OPTIMIZERS: Final[Mapping[str, tuple[Slot, ...]]] = {
+    "Momentum": (Slot("momentum_buffer", "momentum", "Momentum"),),
+    "Adam": (Slot("exp_avg", "m", "Adam"), Slot("exp_avg_sq", "v", "Adam_1")),
+    "RMSProp": (Slot("average", "rms", "RMSProp"), Slot("momentum", "momentum", "RMSProp_1")),
+}
+"""TensorFlow's optimizers whose slots ours have too."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a network gets of a TensorFlow checkpoint.
+
+    Attributes:
+        tensors: by the network's names, in PyTorch's layout, of the dtype they are stored in.
+        missing: the network's tensors whose variables it does not have.
+        unused: variables of the checkpoint that the name map has no place for.
+    """
+
+    tensors: Mapping[str, Tensor]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training stood when a checkpoint was saved, besides the weights.
+
+    Attributes:
+        step: how many steps were done.
+        averages: moving averages of weights, by the network's names; empty where there are none.
+        optimizer: TensorFlow's name of the optimizer; None where it is not known, or has no slots.
+        slots: as ``SLOT/PARAMETER``, by PyTorch's names; empty where they are none of ours.
+    """
+
+    step: int
+    averages: Mapping[str, Tensor]
+    optimizer: str | None
+    slots: Mapping[str, Tensor]
+
+
+def is_tensorflow(path: Path) -> bool:
+    """Whether it is the prefix of a TensorFlow checkpoint, its file, or a folder that has some."""
+    if path.is_dir():
+        return (path / "checkpoint").is_file() or next(path.glob("*.index"), None) is not None
+    return path.with_name(f"{path.name}.index").is_file() or (path.is_file() and _is_table(path))
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file ends as TensorFlow's tables do, which V1 checkpoints are."""
+    with open_for_reading(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
+        return file.read(8) == MAGIC.to_bytes(8, "little")
+
+
+def find_name_map(model: str, names: Path | None) -> NameMap:
+    """The name map in a file, or else the one of a network.
+
+    Raises:
+        FovealError: the file cannot be used, or there is no map for this network; says how to write one.
+    """
+    return load_name_map(model) if names is None else read_name_map(names)
+
+
+def import_tensors(checkpoint: Checkpoint, names: NameMap, *, ema: bool = False) -> Imported:
+    """Read the variables that a name map has a place for.
+
+    Args:
+        checkpoint: where they are.
+        names: the network's names for them.
+        ema: take the moving average of a variable where it has one.
+
+    Raises:
+        CheckpointError: there are no moving averages although ``ema``, or something cannot be read, is
+            damaged, or has a shape that its layout does not fit.
+    """
+    if ema and not checkpoint.averages:
+        raise CheckpointError(f"{checkpoint.path}: has no moving averages: take its own weights")
+    variables = {each.variable for each in names.tensors.values()}
+    places = {name: name for name in checkpoint.variables}
+    tensors = _read(checkpoint, names, {**places, **checkpoint.averages} if ema else places)
+    missing = tuple(name for name in names.tensors if name not in tensors)
+    unused = tuple(name for name in checkpoint.variables if name not in variables)
+    return Imported(tensors, missing, unused)
+
+
+def import_training(checkpoint: Checkpoint, names: NameMap) -> Training | None:
+    """Read where training stood; None if the checkpoint does not say its step.
+
+    Raises:
+        CheckpointError: something cannot be read or is damaged.
+    """
+    if checkpoint.global_step is None:
+        return None
+    slots: dict[str, Tensor] = {}
+    for slot in OPTIMIZERS.get(checkpoint.optimizer or "", ()):
+        found = _read(checkpoint, names, checkpoint.slots.get(slot.role, {}))
+        slots |= {f"{slot.name}/{name}": value for name, value in found.items()}
+    averages = _read(checkpoint, names, checkpoint.averages)
+    return Training(checkpoint.global_step, averages, checkpoint.optimizer, slots)
+
+
+def _read(checkpoint: Checkpoint, names: NameMap, places: Mapping[str, str]) -> dict[str, Tensor]:
+    """The network's tensors, each from the place that stands for its variable, if there is one."""
+    wanted = {
+        name: (each, places[each.variable]) for name, each in names.tensors.items() if each.variable in places
+    }
+    arrays = checkpoint.read([place for _, place in wanted.values()])
+    tensors = {}
+    for name, (placement, place) in wanted.items():
+        try:
+            tensors[name] = to_torch(placement.to_network(arrays[place]))
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from None
+        except TypeError:
+            dtype = arrays[place].dtype.name
+            raise CheckpointError(f"{checkpoint.path}: {name}: variable {place!r} is of {dtype}") from None
+    return tensors
