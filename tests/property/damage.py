@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECONDS = 5  # of the processor's time that a case may take
-MEMORY = 1 << 20, 64  # bytes that a case may take: the first, and the second for each byte of its files
+# Bytes that a case may take: 16 MiB for Python's table of interned names, at times made anew, 16 MiB
+# that are asked for at once where a length is only a claim; and 64 for each byte of its files
+MEMORY = 1 << 25, 64
 MEASURED = 8  # one case in so many is measured: that makes it five times slower
 
 # What lengths, offsets and numbers of dtypes may claim

@@ -65,7 +65,6 @@ STORED = [
 ]
 PACKINGS = {"plain": bytes, "gzip": gzip.compress, "zlib": zlib.compress}
 STORED_RECORDS = ["examples.tfrecord", "examples.tfrecord.gz", "examples.tfrecord.zlib"]
-UNPACKING = 1 << 18  # bytes more that a file counts for: where a length is only a claim, 16 MiB are asked for
 FEATURES = {"a": VariableLength(np.int64), "b": FixedLength((2,), np.float32, 0.5)}
 ADDRESSES = 1 << 29  # bytes that no case may reserve, whether it is measured or not
 pytestmark = pytest.mark.usefixtures("few_addresses", "no_waiting")
@@ -391,7 +390,7 @@ class TestRecords:
             whole = {0}
         step = -(-len(content) // (5 * CASES))
         for size in range(0, len(content), step):
-            with case(size, len(content) + UNPACKING):
+            with case(size, len(content)):
                 overwrite(path, content[:size])
                 found, error = given_out(in_order, path)
                 assert found == records[: len(found)]
@@ -400,7 +399,7 @@ class TestRecords:
     def test_that_are_damaged_are_refused_or_as_written(self, packed):
         path, content, records = packed
         for number in range(CASES):
-            with case(number, len(content) + UNPACKING) as draw:
+            with case(number, len(content)) as draw:
                 overwrite(path, damaged(draw, content))
                 for reader in READERS:
                     found, _ = given_out(reader, path)
@@ -411,7 +410,7 @@ class TestRecords:
         path = tmp_path / "some.tfrecord"
         path.touch()
         for number in range(CASES):
-            with case(number, 1000 + UNPACKING) as draw:
+            with case(number, 1000) as draw:
                 frames = [*map(frame, samples.RECORDS)]
                 at = draw.randrange(len(frames))
                 length = struct.pack(

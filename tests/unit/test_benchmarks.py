@@ -33,6 +33,7 @@ def test_every_script_can_be_compiled(path):
         "input_pipeline.py",
         "foveal_input.py",
         "checkpoint.py",
+        "tensorflow_files.py",
         "transfer.py",
         "peers/torch_input.py",
     ],
@@ -41,6 +42,14 @@ def test_what_needs_no_other_environment_explains_itself(script):
     result = run(script, "--help")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("usage: ")
+
+
+def test_tensorflows_files_are_measured_without_tensorflow_too(tmp_path):
+    shapes = tmp_path / "shapes.json"
+    shapes.write_text('{"conv/weights": [3, 3, 8, 16]}')
+    result = run("tensorflow_files.py", "--shapes", shapes, "--variables", "50", "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    assert "a checkpoint of 50 variables is opened and listed in" in result.stdout.splitlines()[-1]
 
 
 @pytest.fixture

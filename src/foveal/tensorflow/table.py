@@ -1,8 +1,8 @@
 """Table files, in which TensorFlow keeps the index of a V2 checkpoint and the whole of a V1 one.
 
 Specification: TensorFlow's ``core/lib/io/table_builder.cc``, ``block_builder.cc`` and ``format.cc``; they are
-LevelDB's tables (its ``doc/table_format.md``) with the same checksums and another magic number. Writing is in
-``table_writer.py``; ``docs/formats.md`` has the bytes.
+LevelDB's tables (its ``doc/table_format.md``). Writing is in ``table_writer.py``; ``docs/formats.md`` has the
+bytes.
 """
 
 from __future__ import annotations
