@@ -16,6 +16,9 @@ from foveal.faults import fault_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import FileIO
+
+_WRITE_BACK = 4 << 20  # bytes: the disk is kept busy, and not with small requests
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,6 +38,35 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+class OutputFile:
+    """A new file that the disk begins to store while the rest of it is still being written.
+
+    Attributes:
+        size: bytes written.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        """Write to ``file``, which is empty and has no buffer."""
+        self._file = file
+        self._begun = 0  # bytes that the disk was told to store
+        self.size = 0
+
+    def write(self, content: memoryview) -> None:
+        """Write bytes after the others."""
+        write_all(self._file, content)
+        self.size += len(content)
+        if self.size - self._begun >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
+            # Linux begins to store what it is told will not be needed; what is not stored yet stays cached.
+            os.posix_fadvise(self._file.fileno(), self._begun, 0, os.POSIX_FADV_DONTNEED)
+            self._begun = self.size
+
+
+def write_all(file: FileIO, content: memoryview) -> None:
+    """Write all bytes to a file without a buffer, a call of which may write less than it was given."""
+    while content:
+        content = content[file.write(content) :]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ import random
 import google_crc32c
 import pytest
 import torch
+from tests.property.damage import overwrite
 
 from foveal.checkpoints.inspection import open_tensors, summarise, verify_stored
 from foveal.checkpoints.layout import read_checkpoint, read_manifest, read_part, write_checkpoint
@@ -259,13 +260,6 @@ def test_hostile_header_values_are_named(folder):
                 except DamagedCheckpointError:
                     continue
                 assert tensors[name].nbytes == TENSORS["optimizer"][name].nbytes
-
-
-def overwrite(path, content):
-    """Like ``write_bytes``, without the flush to the disk that some file systems add to a truncation to 0."""
-    with path.open("r+b") as file:
-        file.write(content)
-        file.truncate()
 
 
 def exchange(first, second):

@@ -30,6 +30,7 @@ from foveal.checkpoints.tensor_header import (
 )
 from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError
+from foveal.files import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 19  # bytes: what is copied is still in the processor's cache when it is checksummed
-_WRITE_BACK = 4 << 20  # bytes: the disk is kept busy, and not with small requests
 _ALIGNMENT = 64
 
 
@@ -163,7 +163,7 @@ def _require_little_endian() -> None:
 
 
 def _write_content(file: FileIO, header: bytes, ordered: list[tuple[str, torch.Tensor]]) -> TensorFileSummary:
-    output = _Output(file)
+    output = OutputFile(file)
     output.write(memoryview(header))
     file_crc, crcs = crc32c(header), {}
     for name, tensor in ordered:
@@ -183,32 +183,6 @@ def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     content: NDArray[np.uint8] = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
     return content
-
-
-class _Output:
-    """A new file that the disk begins to store while the rest of it is still being written.
-
-    Attributes:
-        size: bytes written.
-    """
-
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
-        self._begun = 0  # bytes that the disk was told to store
-        self.size = 0
-
-    def write(self, content: memoryview) -> None:
-        _write_all(self._file, content)
-        self.size += len(content)
-        if self.size - self._begun >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
-            # Linux begins to store what it is told will not be needed; what is not stored yet stays cached.
-            os.posix_fadvise(self._file.fileno(), self._begun, 0, os.POSIX_FADV_DONTNEED)
-            self._begun = self.size
-
-
-def _write_all(file: FileIO, content: memoryview) -> None:
-    while content:  # a call may write less than it was given
-        content = content[file.write(content) :]
 
 
 # ---- reading

@@ -16,7 +16,7 @@ import numpy as np
 
 from foveal.checkpoints.checksum import crc32c
 from foveal.errors import CheckpointError
-from foveal.files import sync_folder
+from foveal.files import OutputFile, sync_folder
 from foveal.tensorflow.bundle import BYTE_ORDERS, VERSION, string_lengths
 from foveal.tensorflow.checkpoint_messages import (
     DTYPES,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["write_bundle"]
 
 _CHUNK = 1 << 19  # bytes: what is checksummed is still in the processor's cache when it is written
-_WRITE_BACK = 4 << 20  # bytes: the disk is kept busy, and not with small requests
 _NUMBERS: Final = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -65,7 +64,7 @@ def write_bundle(prefix: Path | str, tensors: Mapping[str, ArrayLike]) -> None:
     items = [(b"", header.SerializeToString())]
     index.parent.mkdir(parents=True, exist_ok=True)
     with _new_file(Path(f"{os.fspath(prefix)}.data-00000-of-00001"), index) as file:
-        output = _Output(file)
+        output = OutputFile(file)
         for key, array in arrays.items():
             items.append((key, _write(output, array).SerializeToString()))
     write_table(index, items)
@@ -112,35 +111,16 @@ def _new_file(path: Path, index: Path) -> Iterator[FileIO]:
     sync_folder(path.parent)
 
 
-class _Output:
-    """A new file that the disk begins to store while the rest of it is still being written.
-
-    Attributes:
-        size: bytes written.
-    """
-
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
-        self._begun = 0  # bytes that the disk was told to store
-        self.size = 0
-
-    def append(self, content: NDArray[np.uint8], crc: int = 0) -> int:
-        """Write bytes after the others; returns ``crc`` extended by them."""
-        for start in range(0, len(content), _CHUNK):
-            chunk = content[start : start + _CHUNK]
-            crc = crc32c(chunk, crc)
-            left = chunk.data
-            while left:  # a call may write less than it was given
-                left = left[self._file.write(left) :]
-            self.size += len(chunk)
-            if self.size - self._begun >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
-                # Linux begins to store what it is told will not be needed; what is not stored stays cached.
-                os.posix_fadvise(self._file.fileno(), self._begun, 0, os.POSIX_FADV_DONTNEED)
-                self._begun = self.size
-        return crc
+def _append(output: OutputFile, content: NDArray[np.uint8], crc: int = 0) -> int:
+    """Write bytes after the others; returns ``crc`` extended by them."""
+    for start in range(0, len(content), _CHUNK):
+        chunk = content[start : start + _CHUNK]
+        crc = crc32c(chunk, crc)
+        output.write(chunk.data)
+    return crc
 
 
-def _write(output: _Output, array: NDArray[Any]) -> Any:
+def _write(output: OutputFile, array: NDArray[Any]) -> Any:
     """Append a tensor; returns its entry of the index."""
     shape = TensorShapeProto(dim=[Dim(size=size) for size in array.shape])
     array = np.asarray(array, array.dtype.newbyteorder("="), order="C")
@@ -148,17 +128,17 @@ def _write(output: _Output, array: NDArray[Any]) -> Any:
     if entry.dtype == STRING:
         crc = _write_strings(output, array)
     else:
-        crc = output.append(array.reshape(-1).view(np.uint8))
+        crc = _append(output, array.reshape(-1).view(np.uint8))
     entry.size, entry.crc32c = output.size - entry.offset, masked(crc)
     return entry
 
 
-def _write_strings(output: _Output, array: NDArray[np.object_]) -> int:
+def _write_strings(output: OutputFile, array: NDArray[np.object_]) -> int:
     """Append strings; returns their CRC-32C as bundles have it."""
     strings = array.ravel().tolist()
     lengths = [len(each) for each in strings]
     crc = crc32c(string_lengths(lengths, sys.byteorder))
     rest = b"".join([masked(crc).to_bytes(4, sys.byteorder), *strings])
     front = b"".join(map(encode_varint, lengths))
-    output.append(np.frombuffer(front, np.uint8))
-    return output.append(np.frombuffer(rest, np.uint8), crc)
+    _append(output, np.frombuffer(front, np.uint8))
+    return _append(output, np.frombuffer(rest, np.uint8), crc)

@@ -23,7 +23,7 @@ from foveal.tensorflow.bundle import Bundle
 from foveal.tensorflow.bundle_writer import write_bundle
 from foveal.tensorflow.object_graph import GRAPH_KEY, ObjectGraph, damaged_graph, read_object_graph
 from foveal.tensorflow.roles import Roles, find_object_roles, find_roles, step_candidates
-from foveal.tensorflow.state_file import CheckpointState, read_state, write_state
+from foveal.tensorflow.state_file import CheckpointState, is_checkpoint, read_state, write_state
 from foveal.tensorflow.table import MAGIC, Table
 from foveal.tensorflow.v1 import V1Checkpoint, files_of
 
@@ -251,7 +251,7 @@ def list_checkpoints(folder: Path | str) -> list[Listed]:
         state = read_state(folder) if (folder / _STATE).is_file() else None
         found = _lying(folder)
         named = state.paths if state else ()
-        found |= {path: _files(path) for path in named if path not in found and _exists(path)}
+        found |= {path: _files(path) for path in named if path not in found and is_checkpoint(path)}
         sizes = {path: sum(file.stat().st_size for file in found[path]) for path in _oldest_first(found)}
     latest = state.latest if state else next(reversed(sizes), None)
     return [
@@ -288,7 +288,7 @@ def _with_latest(old: CheckpointState | None, latest: Path) -> CheckpointState:
     """A state with another checkpoint as the latest, and without those that are gone."""
     if old is None:
         return CheckpointState(latest, (latest,), (time.time(),))
-    kept = [number for number, path in enumerate(old.paths) if path != latest and _exists(path)]
+    kept = [number for number, path in enumerate(old.paths) if path != latest and is_checkpoint(path)]
     times = (*(old.timestamps[number] for number in kept), time.time()) if old.timestamps else ()
     return CheckpointState(
         latest, (*(old.paths[number] for number in kept), latest), times, old.last_preserved
@@ -304,7 +304,7 @@ def _locate(path: Path) -> Path:
         return _newest(path)
     if path.is_file() and not _index(path).is_file():
         path = _of_file(path)
-    if not _exists(path):
+    if not is_checkpoint(path):
         raise CheckpointError(f"there is no checkpoint {path}: {_hint(path.parent)}")
     return path
 
@@ -333,8 +333,8 @@ def _newest(folder: Path) -> Path:
     """The latest checkpoint of a folder, by its state file or, without one, by step and time."""
     if (folder / _STATE).is_file():
         latest = read_state(folder).latest
-        if not _exists(latest):
-            problem = f"names {latest} as the latest, which is not there"
+        if not is_checkpoint(latest):
+            problem = f"names {str(latest)!r:.300} as the latest, which is not there"
             raise CheckpointError(f"{folder / _STATE} {problem}: {_hint(folder)}")
         return latest
     if found := _oldest_first(_lying(folder)):
@@ -351,7 +351,7 @@ def _hint(folder: Path) -> str:
 def _lying(folder: Path) -> dict[Path, list[Path]]:
     """The checkpoints in a folder, or else in its ``variables`` if it is a SavedModel, with their files."""
     variables = folder / "variables"
-    return _lying_in(folder) or (_lying_in(variables) if _exists(variables / "variables") else {})
+    return _lying_in(folder) or (_lying_in(variables) if is_checkpoint(variables / "variables") else {})
 
 
 def _lying_in(folder: Path) -> dict[Path, list[Path]]:
@@ -361,7 +361,7 @@ def _lying_in(folder: Path) -> dict[Path, list[Path]]:
             continue
         if path.suffix == _INDEX:
             found[path.with_suffix("")] = [path, *data[path.stem]]
-        elif (v1 := _v1_pattern(path)) not in found and _is_v1(path) and _exists(v1):
+        elif (v1 := _v1_pattern(path)) not in found and _is_v1(path) and is_checkpoint(v1):
             found[v1] = _files(v1)
     return found
 
@@ -422,14 +422,6 @@ def _step(path: Path) -> int | None:
     """The step at the end of a checkpoint's name."""
     found = _STEP.search(path.name)
     return int(found[1]) if found else None
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is a checkpoint of a prefix, or of the name or the pattern of V1 files."""
-    try:
-        return _index(path).is_file() or next(files_of(path), path).is_file()
-    except OSError:  # too long a name, or a folder that may not be looked into
-        return False
 
 
 def _index(path: Path) -> Path:

@@ -156,11 +156,11 @@ def _find(path: Path, stored: str) -> Path:
         )
     named = path.parent / stored  # an absolute one stays as it is
     foreign = PurePosixPath(stored).is_absolute() or PureWindowsPath(stored).is_absolute()
-    return path.parent / PureWindowsPath(stored).name if foreign and not _exists(named) else named
+    return path.parent / PureWindowsPath(stored).name if foreign and not is_checkpoint(named) else named
 
 
-def _exists(prefix: Path) -> bool:
-    """Whether there is a checkpoint: V2, V1 in one file, or V1 in several."""
+def is_checkpoint(prefix: Path) -> bool:
+    """Whether there is a checkpoint of a prefix: V2, V1 in one file, or, for their pattern, V1 in several."""
     try:
         files = prefix.with_name(f"{prefix.name}.index"), next(files_of(prefix), prefix)
         return any(file.is_file() for file in files)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foveal import files
 from foveal.checkpoints import tensor_file, tensor_header
 from foveal.checkpoints.checksum import crc32c, joined_crc
 from foveal.checkpoints.tensor_file import TensorInfo, read_header, read_tensor_file, write_tensor_file
@@ -212,8 +213,8 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     def write_all(file, content):
         original(Reluctant(file), content)
 
-    original = tensor_file._write_all
-    monkeypatch.setattr(tensor_file, "_write_all", write_all)
+    original = files.write_all
+    monkeypatch.setattr(files, "write_all", write_all)
     summary = write_tensor_file(tmp_path / "x", {"a": torch.arange(10)})
     assert torch.equal(read_tensor_file(tmp_path / "x", expected=summary)["a"], torch.arange(10))
 

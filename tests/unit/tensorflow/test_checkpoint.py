@@ -344,7 +344,7 @@ class TestFinding:
         save_checkpoint(tmp_path / "model.ckpt-5", {"w": np.float32(1)})
         save_checkpoint(tmp_path / "model.ckpt-6", {"w": np.float32(1)})
         (tmp_path / "model.ckpt-6.index").unlink()
-        with pytest.raises(CheckpointError, match=r"model\.ckpt-6 as the latest, .*, as .*model\.ckpt-5$"):
+        with pytest.raises(CheckpointError, match=r"model\.ckpt-6' as the latest, .*, as .*model\.ckpt-5$"):
             Checkpoint(tmp_path)
 
     def test_of_a_file_that_is_no_checkpoint_says_so(self, tmp_path):
