@@ -125,16 +125,21 @@ def import_training(checkpoint: Checkpoint, names: NameMap) -> Training | None:
     """Read where training stood; None if the checkpoint does not say its step.
 
     Raises:
-        CheckpointError: something cannot be read or is damaged.
+        CheckpointError: something cannot be read or is damaged, or the step is below 0.
     """
-    if checkpoint.global_step is None:
+    step = checkpoint.global_step
+    if step is None:
         return None
+    if step < 0:
+        raise CheckpointError(
+            f"{checkpoint.path}: its step is {step}, below 0: take the weights alone: --set init.resume=false"
+        )
     slots: dict[str, Tensor] = {}
     for slot in OPTIMIZERS.get(checkpoint.optimizer or "", ()):
         found = _read(checkpoint, names, checkpoint.slots.get(slot.role, {}))
         slots |= {f"{slot.name}/{name}": value for name, value in found.items()}
     averages = _read(checkpoint, names, checkpoint.averages)
-    return Training(checkpoint.global_step, averages, checkpoint.optimizer, slots)
+    return Training(step, averages, checkpoint.optimizer, slots)
 
 
 def _read(checkpoint: Checkpoint, names: NameMap, places: Mapping[str, str]) -> dict[str, Tensor]:

@@ -110,6 +110,11 @@ class TestTraining:
         kernel = stored.get("local3/weights/ExponentialMovingAverage")
         assert np.array_equal(training.averages["local3.weight"], kernel.T)
 
+    def test_a_step_below_0_is_refused(self, tmp_path, dense):
+        save_checkpoint(tmp_path / "odd", {"dense/bias": np.zeros(3), "global_step": np.int64(-1)})
+        with pytest.raises(CheckpointError, match=r"step is -1.*init\.resume=false"):
+            import_training(Checkpoint(tmp_path / "odd"), dense)
+
     def test_there_is_none_without_a_step(self, tmp_path, dense):
         save_checkpoint(tmp_path / "plain", {"dense/bias": np.zeros(3, np.float32)})
         assert import_training(Checkpoint(tmp_path / "plain"), dense) is None
