@@ -99,6 +99,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "best": ("null, or an object with a step and a score", lambda value: value is None or _is_best(value)),
     "stale": ("an integer from 0", _is_count),
     "evaluation_pending": ("true or false", lambda value: isinstance(value, bool)),
+    "loss_averages": ("numbers by part of the loss", lambda value: _is_table(value, _is_number)),
     "logs": ("lengths in bytes by file", lambda value: _is_table(value, _is_count)),
     "classes": ("a list of names", _are_texts),
     "image_shape": ("height, width and channels", _is_shape),

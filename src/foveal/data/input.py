@@ -82,8 +82,15 @@ def _pipeline(
 
 def _check_stream(recipe: Recipe) -> None:
     what = None
-    if recipe.steps is None or "epochs" in (recipe.checkpoint.every.unit, recipe.logging.every.unit):
-        what = "its end is not known: give steps, and checkpoint.every and logging.every in steps"
+    by_epochs = [
+        f"logging.{name}" for name, each in recipe.logging.frequencies.items() if each.unit == "epochs"
+    ]
+    if recipe.checkpoint.every.unit == "epochs":
+        by_epochs = ["checkpoint.every", *by_epochs]
+    if recipe.steps is None:
+        what = "its end is not known: give steps"
+    elif by_epochs:
+        what = f"its end is not known: give {' and '.join(by_epochs)} in steps"
     elif recipe.data.sampling != "all" or recipe.data.on_corrupt != "error":
         what = "data.sampling and data.on_corrupt need data that can be read in any order"
     elif recipe.ema and recipe.ema.statistics == "recompute":

@@ -307,10 +307,30 @@ class Logging(Part):
     every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")
     """How often a line goes to the console, metrics.jsonl and TensorBoard; the first and the last step's do
     besides."""
+    loss_averages: Annotated[Decay | None, OPERATIONAL] = None
+    """Log besides, with 'every', the parts of the loss: cross-entropy, each parameter's weight decay (where
+    that is a term of the loss: sgd, rmsprop) and their total; as they are, and as moving averages, which keep
+    this share of themselves at every step and start from zero."""
     activations: Annotated[tuple[str, ...], OPERATIONAL] = ()
     """Activations to summarise: names of the network's modules, or 'probabilities'."""
     activations_every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")
     """How often they are summarised."""
+    histograms: Annotated[tuple[Literal["activations", "weights", "gradients"], ...], OPERATIONAL] = ()
+    """Distributions for TensorBoard: each layer's output, with the share of it that is zero; each parameter;
+    each parameter's gradient."""
+    histograms_every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")
+    """How often these are written."""
+    images: Annotated[NonNegativeInt, OPERATIONAL] = 0
+    """For TensorBoard, so many images of a training batch, as the network sees them."""
+    images_every: Annotated[Frequency, OPERATIONAL] = Frequency(100, "steps")
+    """How often these are written."""
+    graph: Annotated[Flag, OPERATIONAL] = False
+    """Write the network's graph for TensorBoard, once, when the run begins."""
+
+    @property
+    def frequencies(self) -> dict[str, Frequency]:
+        """How often each thing is written, by the field's name."""
+        return {name: value for name, value in self if isinstance(value, Frequency)}
 
 
 class Checkpointing(Part):
@@ -390,11 +410,8 @@ class Recipe(Part):
         warmup = getattr(self.schedule, "warmup_steps", 0)
         if self.steps is not None and warmup >= self.steps:
             raise ValueError(f"schedule.warmup_steps = {warmup} must be below steps = {self.steps}")
-        for field, frequency in (
-            ("evaluation.every", self.evaluation.every),
-            ("logging.every", self.logging.every),
-            ("logging.activations_every", self.logging.activations_every),
-        ):
+        logging = {f"logging.{name}": value for name, value in self.logging.frequencies.items()}
+        for field, frequency in {"evaluation.every": self.evaluation.every, **logging}.items():
             if frequency.unit == "min":
                 raise ValueError(f"{field} must be in steps or epochs: by the clock, no two runs would agree")
         return self

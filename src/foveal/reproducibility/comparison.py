@@ -212,9 +212,9 @@ def _read_events(path: Path) -> Iterator[LogEntry]:
             event = Event.FromString(record.data)
         except DecodeError as error:
             raise ValueError(f"record {record.number} is not an event: {error}") from None
-        if event.WhichOneof("what") != "summary":
+        if (kind := event.WhichOneof("what")) != "summary":
             event.ClearField("wall_time")
-            yield LogEntry(event.step, "", {"event": str(event).strip()})
+            yield LogEntry(event.step, kind or "", {"event": str(event).strip()})
         for value in event.summary.value:
             if _TIME not in value.tag.split("/")[:-1]:
                 scalar = value.WhichOneof("value") == "simple_value"

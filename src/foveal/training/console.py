@@ -48,7 +48,10 @@ class Console:
         if "loss" in record:
             measured = record["time"]
             rate = f"{measured['examples_per_second']:,.0f} examples/s"
-            status = f"loss {record['loss']:.4f}  {rate}  {measured['seconds_per_batch'] * 1000:.1f} ms/batch"
+            loss = f"loss {record['loss']:.4f}"
+            if "losses" in record:
+                loss += f"  total {record['losses']['total']:.4f}"
+            status = f"{loss}  {rate}  {measured['seconds_per_batch'] * 1000:.1f} ms/batch"
             if self._progress is not None:
                 self._progress.update(self._progress.task_ids[0], completed=step, status=status)
             else:

@@ -17,7 +17,7 @@ from foveal.files import sync_folder
 from foveal.tensorflow.records import frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from io import BufferedWriter
     from pathlib import Path
 
@@ -78,7 +78,11 @@ class AppendedFile:
 
 
 class RunLog:
-    """Writes what training and evaluation measure into the files of a run folder."""
+    """Writes what training and evaluation measure into the files of a run folder.
+
+    Attributes:
+        fresh: whether nothing was in the events when they were opened.
+    """
 
     def __init__(
         self,
@@ -104,7 +108,8 @@ class RunLog:
             for name in names
         }
         self._events = self._files[names[-1]]
-        if self._events.length() == 0:
+        self.fresh = self._events.length() == 0
+        if self.fresh:
             self._event(None, {"file_version": "brain.Event:2"})
 
     def _events_name(self, folder: Path) -> str:
@@ -116,6 +121,17 @@ class RunLog:
         """Log a training step: ``step``, numbers, and under ``time`` what differs from run to run."""
         self._scalars(record["step"], "", record)
         self._json(METRICS, record)
+
+    def summaries(self, step: int, values: Collection[Any]) -> None:
+        """Log ``Summary.Value`` messages of a training step for TensorBoard, if there are any."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if values:
+            self._event(step, {"summary": Summary(value=values)})
+
+    def graph(self, step: int, graph: bytes) -> None:
+        """Log the network: a serialised ``GraphDef``."""
+        self._event(step, {"graph_def": graph})
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Log an evaluation: ``step``, ``split``, numbers, and ``time``."""

@@ -14,16 +14,15 @@ from foveal.data.loader import Loader
 from foveal.data.stream import StreamSource
 from foveal.errors import NonFiniteLossError, RecipeError, RunError, UnknownNameError
 from foveal.evaluation import Evaluation, evaluate_network, find_metric, higher_is_better
-from foveal.inference import undisturbed
-from foveal.models.registry import end_points
 from foveal.training.hooks import Every, FiniteLoss
 from foveal.training.learner import Learner
 from foveal.training.metrics import RunLog
+from foveal.training.monitoring import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.data.corrupt import CorruptRecord
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from foveal.run_folder import RunFolder
     from foveal.training.console import Console
     from foveal.training.step import PreparedBatch
-
-
-_PROBABILITIES = "probabilities"  # the softmax of the logits, which no module computes
 
 
 class Session:
@@ -66,7 +62,8 @@ class Session:
         """
         self.learner = learner = Learner(recipe, data)
         recipe = learner.recipe
-        _check_names(recipe, learner.model, len(learner.source.classes))
+        self._monitor = Monitor(learner)
+        _check_metrics(recipe, len(learner.source.classes))
         if recipe.evaluation.patience and data.validation is None:
             raise RecipeError(
                 "evaluation.patience needs a validation part: set data.validation or data.split"
@@ -85,7 +82,6 @@ class Session:
         self._last_loss: Tensor | None = None
         self._guard = FiniteLoss(lambda step: learner.keys(step - 1))
         self._log_due = Every(recipe.logging.every, learner.sampler)
-        self._activations_due = Every(recipe.logging.activations_every, learner.sampler)
         self._evaluation_due = Every(recipe.evaluation.every, learner.sampler)
         self._save_due = Every(recipe.checkpoint.every, learner.sampler)
         self._loader: Loader[PreparedBatch] | None = None
@@ -162,6 +158,8 @@ class Session:
         tested = self.test_record() is not None
         lengths = dict(stored.state["logs"]) if stored else {}
         self._log = RunLog(folder.path, None if tested else lengths, report=self._console.message)
+        if self._log.fresh and (graph := self._monitor.graph()):
+            self._log.graph(self.step, graph)
         self._ledger.restore(record["key"] for record in folder.corrupt_records())
         self._logged = (self.step, self.train_seconds, 0.0)  # step, seconds and waiting at the last record
         self._saver = CheckpointSaver(
@@ -195,7 +193,7 @@ class Session:
             NonFiniteLossError: training diverged.
             CheckpointError: a checkpoint could not be written.
         """
-        loss = self.learner.learn(batch)
+        loss = self._monitor.learn(batch)
         self._saver.check()
         self._last_loss = loss
         self._guard.add(self.step, loss)
@@ -206,11 +204,11 @@ class Session:
         first = self.steps_done == 1 and self.recipe.logging.every.unit != "never"
         if self._log_due.due(self.step) or first or last:
             record |= self._measure(loss)
-        if self.recipe.logging.activations and self._activations_due.due(self.step):
-            record["activations"] = self._activations(batch)
+        record |= self._monitor.activations(batch)
         if len(record) > 1:
             self._log.metrics(record)
             self._console.metrics(record)
+        self._log.summaries(self.step, self._monitor.summaries(batch))
         self._validation = None
         at_the_end = last and self.recipe.evaluation.every.unit != "never"
         due = self._evaluation_due.due(self.step) or at_the_end
@@ -330,6 +328,7 @@ class Session:
             "epoch": self.learner.sampler.epoch(self.step),
             "loss": loss.item(),
             "learning_rate": self.learner.train_step.learning_rate(self.step - 1),
+            **self._monitor.losses(),
             "time": {
                 "wall": time.time(),
                 "seconds_per_batch": elapsed / steps,
@@ -337,14 +336,6 @@ class Session:
                 "data_wait": data_wait,
             },
         }
-
-    def _activations(self, batch: PreparedBatch) -> dict[str, dict[str, float]]:
-        """Statistics of named activations of the present batch and weights, in inference mode."""
-        model, wanted = self.learner.model, self.recipe.logging.activations
-        names = [name for name in wanted if name != _PROBABILITIES]
-        with undisturbed(model), end_points(model, names) as found:
-            found[_PROBABILITIES] = model(batch.images.to(self.learner.device)).softmax(dim=1)
-        return {name: _summary(found[name]) for name in wanted}
 
     def _note_corrupt(self, part: str, records: Iterable[CorruptRecord]) -> None:
         """Enter damaged records into the ledger of the run; only new ones are reported."""
@@ -371,6 +362,7 @@ class Session:
             "evaluation_pending": self._pending,
             "best": self._best,
             "stale": self._stale,
+            **self._monitor.state(),
             "logs": self._log.lengths(),
             "classes": list(source.classes),
             "image_shape": list(self.learner.image_shape),
@@ -388,6 +380,7 @@ class Session:
                 "give them with --data, or start anew with --fresh"
             )
         self.learner.load(stored)
+        self._monitor.load(state)
         self.train_seconds = state["train_seconds"]
         self._best, self._stale = state.get("best"), state.get("stale", 0)
         self._validation, self._pending = state.get("validation"), state.get("evaluation_pending", False)
@@ -396,8 +389,8 @@ class Session:
             self._console.message(f"continuing from step {self.step} ({stored.folder})")
 
 
-def _check_names(recipe: Recipe, model: nn.Module, classes: int) -> None:
-    """Raise UnknownNameError for a metric or an activation there is not: now, not hours into training."""
+def _check_metrics(recipe: Recipe, classes: int) -> None:
+    """Raise UnknownNameError for a metric there is not: now, not hours into training."""
     for name in recipe.evaluation.metrics:
         find_metric(name, classes)
     known = ["accuracy", "loss", *(["top5_accuracy"] if classes > 5 else []), *recipe.evaluation.metrics]
@@ -405,17 +398,3 @@ def _check_names(recipe: Recipe, model: nn.Module, classes: int) -> None:
     for name in (recipe.evaluation.best, *(by if isinstance(by, dict) else ())):
         if name not in known:
             raise UnknownNameError("metric", name, known, "(others: add them to evaluation.metrics)")
-    with end_points(model, [name for name in recipe.logging.activations if name != _PROBABILITIES]):
-        pass
-
-
-def _summary(values: Tensor) -> dict[str, float]:
-    """Statistics of an activation."""
-    values = values.float()
-    return {
-        "mean": values.mean().item(),
-        "deviation": values.std(correction=0).item(),
-        "min": values.min().item(),
-        "max": values.max().item(),
-        "zeros": (values == 0).float().mean().item(),
-    }
