@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foveal.reproducibility.replay import replay
     from foveal.reproducibility.verify_resume import verify_resume
     from foveal.seeding import Draws
+    from foveal.summary import NetworkSummary, summarise
     from foveal.training.console import Console
     from foveal.training.loop import TrainResult, train
 
@@ -42,6 +43,7 @@ _ORIGINS = {
     "Evaluation": "foveal.evaluation:Evaluation",
     "FovealError": "foveal.errors:FovealError",
     "Guess": "foveal.prediction:Guess",
+    "NetworkSummary": "foveal.summary:NetworkSummary",
     "Prediction": "foveal.prediction:Prediction",
     "Recipe": "foveal.recipe:Recipe",
     "Source": "foveal.data.source:Source",
@@ -64,6 +66,7 @@ _ORIGINS = {
     "skip": "foveal.data.combine:skip",
     "split": "foveal.data.combine:split",
     "subset": "foveal.data.combine:subset",
+    "summarise": "foveal.summary:summarise",
     "take": "foveal.data.combine:take",
     "train": "foveal.training.loop:train",
     "verify_resume": "foveal.reproducibility.verify_resume:verify_resume",
@@ -79,6 +82,7 @@ __all__ = [
     "Evaluation",
     "FovealError",
     "Guess",
+    "NetworkSummary",
     "Prediction",
     "Recipe",
     "Source",
@@ -101,6 +105,7 @@ __all__ = [
     "skip",
     "split",
     "subset",
+    "summarise",
     "take",
     "train",
     "verify_resume",

@@ -151,6 +151,10 @@ def recipes(draw):
                 every=frequencies,
                 activations=st.lists(texts, max_size=3),
                 activations_every=frequencies,
+                loss_averages=st.none() | st.floats(0, 1, exclude_max=True),
+                histograms=st.lists(st.sampled_from(["activations", "weights", "gradients"]), max_size=3),
+                images=whole,
+                graph=st.booleans(),
             )
         ),
         checkpoint=draw(st.builds(Checkpointing, every=frequencies, keep_last=counts, keep_best=whole)),

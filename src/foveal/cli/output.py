@@ -40,7 +40,7 @@ def print_summaries(summaries: Sequence[TensorSummary], roles: Sequence[str] | N
     headers = ("tensor", "dtype", "shape", *role, "mean", "std", "min", "max", "norm", "zeros", "NaN", "inf")
     rows = []
     for number, each in enumerate(summaries):
-        what = (printable(each.name), each.dtype, _shape(each.shape))
+        what = (printable(each.name), each.dtype, shape_text(each.shape))
         role = (printable(roles[number]),) if roles is not None else ()
         statistics = map(_number, (each.mean, each.std, each.min, each.max, each.norm))
         zeros = "-" if each.zeros is None else f"{each.zeros:.1%}"
@@ -87,7 +87,8 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
+    """``3 x 3``; ``-`` for that of a single number."""
     return " x ".join(map(str, shape)) or "-"
 
 

@@ -60,7 +60,7 @@ class LossParts:
     @torch.no_grad()
     def weight_decay(self) -> list[Tensor]:
         """The terms of the present weights, float32: to be asked for before the step that changes them."""
-        return [torch.linalg.vector_norm(each.float()).square() * scale for each, scale in self._terms]
+        return [each.float().square().sum() * scale for each, scale in self._terms]
 
     def add(self, cross_entropy: Tensor, weight_decay: list[Tensor]) -> None:
         """Note the parts of a step's loss; the device is not waited for."""

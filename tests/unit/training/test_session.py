@@ -53,11 +53,26 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("evaluation.every=3 steps",),
         ("logging.activations=['features', 'probabilities']", "logging.activations_every=2 steps"),
+        (
+            "logging.loss_averages=0.9",
+            "logging.histograms=['activations', 'weights', 'gradients']",
+            "logging.histograms_every=2 steps",
+            "logging.images=3",
+            "logging.images_every=1 step",
+            "logging.graph=true",
+        ),
         ("loader_threads=3",),
         ("checkpoint.every=5 steps", "checkpoint.keep_last=1", "checkpoint.keep_best=0"),
         ("ema={decay=0.9}", "evaluation.every=5 steps"),
     ],
-    ids=["evaluating", "looking at activations", "more loader threads", "saving", "averaging"],
+    ids=[
+        "evaluating",
+        "looking at activations",
+        "all for TensorBoard",
+        "more loader threads",
+        "saving",
+        "averaging",
+    ],
 )
 def test_what_only_looks_changes_nothing(reference: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     foveal.train(small(*settings), tmp_path / "run")
