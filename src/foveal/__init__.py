@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foveal.data.stream import StreamSource
     from foveal.errors import FovealError
     from foveal.evaluation import Evaluation, evaluate
+    from foveal.following import Followed, follow
     from foveal.models.registry import end_points
     from foveal.prediction import Guess, Prediction, predict
     from foveal.recipe import Recipe
@@ -41,6 +42,7 @@ _ORIGINS = {
     "Draws": "foveal.seeding:Draws",
     "Encoded": "foveal.data.source:Encoded",
     "Evaluation": "foveal.evaluation:Evaluation",
+    "Followed": "foveal.following:Followed",
     "FovealError": "foveal.errors:FovealError",
     "Guess": "foveal.prediction:Guess",
     "NetworkSummary": "foveal.summary:NetworkSummary",
@@ -56,6 +58,7 @@ _ORIGINS = {
     "evaluate": "foveal.evaluation:evaluate",
     "expand": "foveal.data.expand:expand",
     "filtered": "foveal.data.combine:filtered",
+    "follow": "foveal.following:follow",
     "load_recipe": "foveal.recipes:load",
     "mix": "foveal.data.combine:mix",
     "override_recipe": "foveal.recipe:override",
@@ -80,6 +83,7 @@ __all__ = [
     "Draws",
     "Encoded",
     "Evaluation",
+    "Followed",
     "FovealError",
     "Guess",
     "NetworkSummary",
@@ -95,6 +99,7 @@ __all__ = [
     "evaluate",
     "expand",
     "filtered",
+    "follow",
     "load_recipe",
     "mix",
     "override_recipe",

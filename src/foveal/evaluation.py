@@ -181,7 +181,7 @@ def evaluate(
     part = recipe.data.model_copy(update={"path": Path(data)}) if data else recipe.data
     source = open_data(part, progress=progress).part(split)
     for trained in runs:
-        _check_data(trained, source, str(data or part.name))
+        check_data(trained, source, str(data or part.name))
     with configured(recipe):
         return _evaluate(
             [
@@ -368,8 +368,12 @@ class _Scores:
         )
 
 
-def _check_data(trained: TrainedRun, source: Source, name: str) -> None:
-    """Raise DataError if a run cannot be evaluated on these examples."""
+def check_data(trained: TrainedRun, source: Source, name: str) -> None:
+    """Whether a run can be evaluated on these examples, which are called ``name``.
+
+    Raises:
+        DataError: it was trained on other classes, or on images of another size.
+    """
     if list(source.classes) != trained.state["classes"]:
         raise DataError(f"{name}: other classes than {trained.folder} was trained on")
     shape, wanted = evaluation_pipeline(trained.recipe, source).image_shape, trained.state["image_shape"]

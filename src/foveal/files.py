@@ -121,6 +121,15 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that took its place; None where nothing is."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns  # renaming it changes the second
+
+
 @contextmanager
 def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` for the duration; the system releases it when the process dies.

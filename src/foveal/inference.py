@@ -76,11 +76,35 @@ def open_run(
     if device:
         recipe = recipe.model_copy(update={"device": device})
     recipe = resolve_machine(recipe)
-    averaged = recipe.ema is not None and weights != "raw"
-    stored = folder.load_checkpoint(checkpoint, ("model", "ema") if averaged else ("model",))
-    chosen = weights or ("ema" if averaged and stored.state["step"] else "raw")
+    stored = folder.load_checkpoint(checkpoint, needed_parts(recipe, weights))
+    return load_run(folder.path, recipe, stored, weights)
+
+
+def needed_parts(recipe: Recipe, weights: Weights | None) -> tuple[str, ...]:
+    """The parts of a checkpoint that :func:`load_run` makes these weights of."""
+    return ("model", "ema") if recipe.ema is not None and weights != "raw" else ("model",)
+
+
+def load_run(folder: Path, recipe: Recipe, stored: StoredCheckpoint, weights: Weights | None) -> TrainedRun:
+    """The network of a checkpoint that was read.
+
+    Args:
+        folder: the run's.
+        recipe: the run's, resolved.
+        stored: its state, and at least the parts that are needed.
+        weights: as of :func:`open_run`.
+
+    Raises:
+        CheckpointError: the weights are not there, not finite, or do not fit the network.
+    """
+    chosen = weights or default_weights(recipe, stored.state["step"])
     network = _load_network(recipe, stored, chosen).to(find_device(recipe.device))
-    return TrainedRun(folder.path, recipe, network, chosen, stored.state)
+    return TrainedRun(folder, recipe, network, chosen, stored.state)
+
+
+def default_weights(recipe: Recipe, step: int) -> Weights:
+    """The averages where the recipe keeps them and a step was done: before that nothing is averaged."""
+    return "ema" if recipe.ema is not None and step else "raw"
 
 
 @contextmanager

@@ -106,6 +106,13 @@ class RunFolder:
             "another --run",
         )
 
+    def following_lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from following this run; released by the system if this one dies."""
+        return exclusive_lock(
+            self.path / ".follow.lock",
+            f"{self.path}: another process is following this run; wait for it, or stop it",
+        )
+
     def adopt(self, recipe: Recipe) -> Recipe:
         """The recipe to go on with: ``recipe``, with what was resolved when the run was begun.
 

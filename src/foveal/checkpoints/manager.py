@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from foveal.checkpoints.holding import Holding
 from foveal.checkpoints.layout import (
     StoredCheckpoint,
     cannot_write,
@@ -21,7 +22,7 @@ from foveal.checkpoints.layout import (
 from foveal.checkpoints.retention import Saved, retained
 from foveal.checkpoints.run_state import check_state, saved_from
 from foveal.errors import CheckpointError, DamagedCheckpointError
-from foveal.files import discard, remove_folder, sync_folder
+from foveal.files import discard, identity, remove_folder, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -51,6 +52,7 @@ class CheckpointManager:
         """``report`` is told in a line of each checkpoint that is found damaged."""
         self.folder = folder
         self._report = report
+        self._holding = Holding(folder, "trainer", report)
         self._seen: dict[int, Saved] = {}
 
     def steps(self) -> list[int]:
@@ -179,6 +181,8 @@ class CheckpointManager:
     def prune(self, policies: Sequence[Policy]) -> None:
         """Delete what neither a policy nor a person keeps; what is damaged is neither counted nor deleted.
 
+        What a follower has yet to read is handed to it first (``holding.py``).
+
         Args:
             policies: what to keep; without any, that is everything.
 
@@ -248,6 +252,7 @@ class CheckpointManager:
         """
         if not self.folder.is_dir():
             return
+        self._holding.remove_leftovers()
         recover_replaced(self.folder)
         for path in self.folder.glob(".step-*.deleted"):
             self._put_back(path)
@@ -279,11 +284,11 @@ class CheckpointManager:
     def _settled(self, step: int, read: Callable[[Path], _Result]) -> _Result:
         """What ``read`` gives; it is asked again if it failed while the folder was moved or replaced."""
         while True:
-            before = _identity(self.path(step))
+            before = identity(self.path(step))
             try:
                 return read(self.located(step))
             except CheckpointError:
-                if _identity(self.path(step)) == before:
+                if identity(self.path(step)) == before:
                     raise
 
     def _place(self, step: int) -> Path:
@@ -298,6 +303,8 @@ class CheckpointManager:
     def _delete(self, step: int) -> None:
         """Delete a checkpoint, unless somebody marks it just now."""
         folder = self.path(step)
+        if not self._holding.hand_over(folder):
+            return
         try:
             remove_folder(folder, spared=lambda: os.path.lexists(self._marker(step)))
         except OSError as error:
@@ -333,12 +340,3 @@ class CheckpointManager:
             ) from error
         self._seen.pop(step, None)
         self._report(f"{error}; moved to {target}")
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that took its place; None where nothing is."""
-    try:
-        found = folder.lstat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_ctime_ns  # renaming it changes the second

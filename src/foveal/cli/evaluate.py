@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from foveal.evaluation import Evaluation
 
 
@@ -45,6 +48,18 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A further metric: f1_score, auroc, cohen_kappa, ...; may be repeated."),
     ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Evaluate every checkpoint once, as they come, until training has ended."
+        ),
+    ] = False,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="With --follow: end after so long without a new one: '10 min'."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a run's accuracy on a part of its data; or that of the mean probabilities of several runs.
@@ -53,6 +68,19 @@ def evaluate(
     """
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
+    from foveal.errors import UsageError
+
+    if follow:
+        if len(runs) > 1 or checkpoint != "latest":
+            raise UsageError(
+                "--follow evaluates every checkpoint of one run: leave out the others, and --checkpoint"
+            )
+        seconds = None if timeout is None else parse_duration(timeout)
+        _follow(runs[0], split, weights, data, device, metric or (), timeout=seconds, json=json)
+        return
+    if timeout is not None:
+        raise UsageError("--timeout says how long to wait with --follow: give both, or leave it out")
+
     from foveal.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(
@@ -70,6 +98,59 @@ def evaluate(
         print_json(result.report())
     else:
         _print(result)
+
+
+def _follow(
+    run: Path,
+    split: Split,
+    weights: Weights | None,
+    data: Path | None,
+    device: str | None,
+    metrics: Sequence[str],
+    *,
+    timeout: float | None,
+    json: bool,
+) -> None:
+    from foveal.cli.output import print_json
+    from foveal.cli.progress import DownloadBar
+    from foveal.following import follow
+    from foveal.training.console import evaluation_line
+
+    result = follow(
+        run,
+        split=split.value,
+        weights=weights.value if weights else None,
+        data=data,
+        device=device,
+        metrics=metrics,
+        timeout=timeout,
+        report=lambda text: typer.echo(text, err=True),
+        evaluated=lambda record: typer.echo(evaluation_line(record), err=json),
+        progress=DownloadBar(),
+    )
+    if json:
+        print_json(result.report())
+    else:
+        typer.echo(result.summary())
+    if result.stopped:
+        typer.echo(f"stopped by {result.stopped}: run the same command to continue", err=True)
+        raise typer.Exit(3)
+    if result.unusable:
+        raise typer.Exit(1)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds that ``--timeout`` names: ``"90 s"``, ``"10 min"``, ``"2 h"``; a number alone is seconds.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from foveal.errors import UsageError
+
+    found = re.fullmatch(r"([0-9]+|[0-9]*\.[0-9]+) *(s|min|h|)", text.strip())
+    if not found:
+        raise UsageError(f"--timeout {text}: should be a time such as '90 s', '10 min' or '2 h'")
+    return float(found[1]) * {"": 1, "s": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def parse_checkpoint(text: str) -> str | int:

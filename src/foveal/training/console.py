@@ -63,10 +63,7 @@ class Console:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """An evaluation."""
-        self.message(
-            f"step {record['step']}  {record['split']} accuracy {record['accuracy']:.2%}"
-            f"  loss {record['loss']:.4f}  ({record['examples']:,} examples, {record['weights']} weights)"
-        )
+        self.message(evaluation_line(record))
 
     def message(self, text: str) -> None:
         """Any other line."""
@@ -87,6 +84,14 @@ class Silent(Console):
 
     def message(self, text: str) -> None:
         """Nothing to say."""
+
+
+def evaluation_line(record: Mapping[str, Any]) -> str:
+    """An evaluation, from its record."""
+    return (
+        f"step {record['step']}  {record['split']} accuracy {record['accuracy']:.2%}"
+        f"  loss {record['loss']:.4f}  ({record['examples']:,} examples, {record['weights']} weights)"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -43,9 +43,7 @@ class AppendedFile:
         self._file = self._open() if path.exists() else None
         size = self._file.seek(0, os.SEEK_END) if self._file else 0
         if length is not None and size < length:
-            report(
-                f"{path}: {length - size} bytes that the checkpoint knows of are gone; going on without them"
-            )
+            report(f"{path}: {length - size} bytes that were written are gone; going on without them")
         elif length is not None and self._file:
             self._file.truncate(length)
             self._file.seek(length)
@@ -102,7 +100,7 @@ class RunLog:
         """
         self._clock = clock
         self._folder = folder
-        names = (METRICS, EVALUATIONS, CORRUPT, self._events_name(folder))
+        names = (METRICS, EVALUATIONS, CORRUPT, events_name(folder, clock()))
         self._files = {
             name: AppendedFile(folder / name, None if lengths is None else lengths.get(name, 0), report)
             for name in names
@@ -110,16 +108,11 @@ class RunLog:
         self._events = self._files[names[-1]]
         self.fresh = self._events.length() == 0
         if self.fresh:
-            self._event(None, {"file_version": "brain.Event:2"})
-
-    def _events_name(self, folder: Path) -> str:
-        """The one event file of the run: the one that is there, or a new name."""
-        found = sorted(path.name for path in folder.glob(f"{_EVENTS}.*"))
-        return found[0] if found else f"{_EVENTS}.{int(self._clock())}.foveal"
+            self._events.append(version_event(clock()))
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Log a training step: ``step``, numbers, and under ``time`` what differs from run to run."""
-        self._scalars(record["step"], "", record)
+        self._events.append(scalars_event(self._clock(), record["step"], "", record))
         self._json(METRICS, record)
 
     def summaries(self, step: int, values: Collection[Any]) -> None:
@@ -135,7 +128,7 @@ class RunLog:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Log an evaluation: ``step``, ``split``, numbers, and ``time``."""
-        self._scalars(record["step"], f"{record['split']}/", record)
+        self._events.append(scalars_event(self._clock(), record["step"], f"{record['split']}/", record))
         self._json(EVALUATIONS, record)  # last: a complete line here means that all was logged
 
     def corrupt(self, record: Mapping[str, Any]) -> None:
@@ -157,20 +150,41 @@ class RunLog:
         for file in self._files.values():
             file.close()
 
+    def _event(self, step: int, content: Mapping[str, Any]) -> None:
+        self._events.append(_event(self._clock(), step, content))
+
     def _json(self, name: str, record: Mapping[str, Any]) -> None:
-        self._files[name].append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._files[name].append(json_line(record))
 
-    def _scalars(self, step: int, prefix: str, record: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
 
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in _flatten(prefix, record)]
-        self._event(step, {"summary": Summary(value=scalars)})
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON."""
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
-    def _event(self, step: int | None, content: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
 
-        event = Event(wall_time=self._clock(), step=step, **content)
-        self._events.append(frame(event.SerializeToString()))
+def events_name(folder: Path, now: float) -> str:
+    """The name of the one event file of a folder: that of the one that is there, or a new one."""
+    found = sorted(path.name for path in folder.glob(f"{_EVENTS}.*"))
+    return found[0] if found else f"{_EVENTS}.{int(now)}.foveal"
+
+
+def version_event(wall: float) -> bytes:
+    """The record that an event file begins with; ``wall`` is in seconds since 1970."""
+    return _event(wall, None, {"file_version": "brain.Event:2"})
+
+
+def scalars_event(wall: float, step: int, prefix: str, record: Mapping[str, Any]) -> bytes:
+    """The floating-point numbers of a record for TensorBoard, their names after ``prefix``."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in _flatten(prefix, record)]
+    return _event(wall, step, {"summary": Summary(value=scalars)})
+
+
+def _event(wall: float, step: int | None, content: Mapping[str, Any]) -> bytes:
+    from tensorboardX.proto.event_pb2 import Event
+
+    return frame(Event(wall_time=wall, step=step, **content).SerializeToString())
 
 
 def _flatten(prefix: str, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
