@@ -296,6 +296,7 @@ class _Watch:
         """The evaluation of a step is on the disk."""
         with self._lock:
             self._done.add(step)
+            self.unusable.pop(step, None)
             self._holding.mark_read(self._name(step))
 
     def pass_over(self, step: int) -> None:
