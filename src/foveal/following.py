@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ from foveal.training.follower_log import FollowerLog
 from foveal.training.hooks import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import Self
 
     from foveal.data.download import ProgressReporter
     from foveal.data.source import DataSet
-    from foveal.evaluation import Split
+    from foveal.evaluation import Evaluation, Split
     from foveal.inference import Weights
     from foveal.recipe import Recipe
 
@@ -235,9 +235,10 @@ class _Watch:
         self._renewed = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._holding.open()
-        for step in self._done.intersection(self.manager.steps()):
-            self._holding.mark_read(self._name(step))
+        with self._access():
+            self._holding.open()
+            for step in self._done.intersection(self.manager.steps()):
+                self._holding.mark_read(self._name(step))
         self.look()
         self._thread.start()
         return self
@@ -267,21 +268,15 @@ class _Watch:
         Raises:
             As :meth:`check` does.
         """
-        try:
-            with self._lock:
-                self._renew()
-                self._take()
-        except FileNotFoundError:
-            raise RunError(
-                f"{self._folder.path}: the run was moved away meanwhile: follow it where it is now, or the "
-                "new one with the same command"
-            ) from None
-        except OSError as error:
-            raise cannot_write(self._holding.folder, error) from error
+        with self._access():
+            if time.monotonic() - self._renewed > _RENEWAL:
+                self._holding.renew()
+                self._renewed = time.monotonic()
+            self._take()
 
     def next(self) -> int | None:
         """The lowest step of those that are held and yet to be read."""
-        with self._lock:
+        with self._access():
             for name in self._holding.names():
                 step = int(name.removeprefix("step-"))
                 if step in self._done:
@@ -294,15 +289,15 @@ class _Watch:
 
     def read(self, step: int) -> None:
         """The evaluation of a step is on the disk."""
-        with self._lock:
+        with self._access():
             self._done.add(step)
             self.unusable.pop(step, None)
             self._holding.mark_read(self._name(step))
 
     def pass_over(self, step: int) -> None:
         """A step cannot be evaluated, unless the trainer saves it again."""
-        with self._lock:
-            self._renew(now=True)
+        with self._access():
+            self._holding.renew()  # else it may be the run that is gone
             self.unusable[step] = _stamp(self.held.path(step))
             self._holding.drop(self._name(step))
 
@@ -313,10 +308,19 @@ class _Watch:
         except Exception as error:  # noqa: BLE001 - raised by check
             self._failure = error
 
-    def _renew(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._renewed > _RENEWAL:
-            self._holding.renew()
-            self._renewed = time.monotonic()
+    @contextmanager
+    def _access(self) -> Iterator[None]:
+        """Keep the other thread out, and say what is wrong with the folder."""
+        try:
+            with self._lock:
+                yield
+        except FileNotFoundError:
+            raise RunError(
+                f"{self._folder.path}: the run was moved away meanwhile: follow it where it is now, or the "
+                "new one with the same command"
+            ) from None
+        except OSError as error:
+            raise cannot_write(self._holding.folder, error) from error
 
     def _take(self) -> None:
         changed = self.manager.folder.stat().st_mtime_ns
@@ -364,13 +368,14 @@ class _Follower:
             step = self._watch.next()
             if step is not None:
                 try:
-                    record = self._log.add(self._evaluate(step, stop))
+                    result = self._evaluate(step, stop)
                 except EvaluationStopped:
                     break
                 except CheckpointError as error:
                     self._watch.pass_over(step)
                     self._folder.report(f"{error}; step {step} was passed over")
                 else:
+                    record = self._log.add(result.record())
                     self._watch.read(step)
                     evaluated(record)
                 patience.news()
@@ -389,8 +394,8 @@ class _Follower:
                 time.sleep(_POLL)
         return False
 
-    def _evaluate(self, step: int, stop: StopRequest) -> dict[str, Any]:
-        """The record of a checkpoint that is held.
+    def _evaluate(self, step: int, stop: StopRequest) -> Evaluation:
+        """Measure a checkpoint that is held.
 
         Raises:
             CheckpointError: it cannot be used.
@@ -412,7 +417,7 @@ class _Follower:
             split=wanted.split,
             stopped=lambda: stop.requested is not None,
             report=self._folder.report,
-        ).record()
+        )
 
     def _ended(self) -> bool:
         """Whether the newest checkpoint is the last there will be, as far as the run's recipe says now."""

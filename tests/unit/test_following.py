@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.events import read_events
 
-from foveal import evaluate, follow
+from foveal import evaluate, follow, following
 from foveal.checkpoints import holding as holding_module
+from foveal.checkpoints.holding import Holding
 from foveal.checkpoints.manager import CheckpointManager
 from foveal.checkpoints.retention import Newest
 from foveal.errors import CheckpointError, DataError, RunError, UnknownNameError
 from foveal.run_folder import RunFolder
+from foveal.training.metrics import AppendedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +118,42 @@ def test_a_death_of_the_follower_loses_nothing_and_repeats_nothing(run: Path) ->
         checkpoints(run).prune([Newest(1)])
     assert follow(run).new == 1
     assert steps(run) == STEPS
+
+
+def test_a_death_after_the_line_and_before_the_checkpoint_is_let_go_repeats_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_self: Holding, _name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Holding, "mark_read", die)
+        with pytest.raises(KeyboardInterrupt):
+            follow(run)
+    assert steps(run) == [20]
+    assert len(Holding(run / "checkpoints", "follower", print).names()) == 3
+    assert follow(run).new == 2
+    assert steps(run) == STEPS
+
+
+def test_a_log_that_cannot_be_written_ends_it_and_the_same_call_goes_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = AppendedFile.append
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(self: AppendedFile, data: bytes) -> None:
+        append(self, data[: len(data) // 2])
+        raise full
+
+    def fill(_record: object) -> None:
+        monkeypatch.setattr(AppendedFile, "append", refuse)
+
+    with pytest.raises(CheckpointError, match=r"evaluations-follow\.jsonl \(No space .* free some space"):
+        follow(run, evaluated=fill)
+    monkeypatch.undo()
+    assert follow(run).new == 2
+    assert [event.step for event in read_events(run / "eval")] == steps(run) == STEPS
 
 
 def test_a_line_that_was_cut_off_is_written_again(run: Path) -> None:
@@ -259,6 +298,20 @@ def test_a_run_that_is_moved_away_meanwhile_is_an_error(run: Path, tmp_path: Pat
     thread.join()
 
 
+def test_a_run_that_is_moved_away_while_it_is_read_is_not_taken_for_damaged(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(*_arguments: object) -> None:
+        run.rename(tmp_path / "aside")
+        raise CheckpointError("half of it is gone")
+
+    monkeypatch.setattr(following, "load_run", moved)
+    with pytest.raises(RunError, match="moved away"):
+        follow(run)
+    monkeypatch.undo()
+    assert follow(tmp_path / "aside").new == 3
+
+
 def test_a_second_follower_is_refused(run: Path) -> None:
     with RunFolder(run).following_lock(), pytest.raises(RunError, match="another process is following"):
         follow(run)
@@ -269,7 +322,7 @@ def test_where_there_are_no_hard_links_checkpoints_are_copied(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_source: str, _target: Path) -> None:
-        raise OSError(holding_module.errno.EPERM, "not permitted")
+        raise OSError(errno.EPERM, "not permitted")
 
     monkeypatch.setattr(holding_module.os, "link", refuse)
     said: list[str] = []
@@ -281,7 +334,7 @@ def test_a_checkpoint_that_cannot_be_held_ends_it_with_what_to_do(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_source: str, _target: Path) -> None:
-        raise OSError(holding_module.errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(holding_module.os, "link", refuse)
     with pytest.raises(CheckpointError, match=r"\.follow \(No space left on device\): free some space"):

@@ -64,6 +64,9 @@ def evaluate(
 ) -> None:
     """Measure a run's accuracy on a part of its data; or that of the mean probabilities of several runs.
 
+    With --follow, measure every checkpoint of a run once, beside the process that trains it or afterwards;
+    exit code 1 if one was damaged.
+
     Example: foveal evaluate runs/digits --split validation
     """
     from foveal.cli.output import print_json

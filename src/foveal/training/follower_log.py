@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from foveal.checkpoints.layout import cannot_write
 from foveal.files import sync_folder
 from foveal.training.metrics import AppendedFile, events_name, json_line, scalars_event, version_event
 
@@ -46,7 +47,8 @@ class FollowerLog:
             RunError: one cannot be written.
         """
         self._clock = clock
-        path, events = folder / FOLLOWED, folder / EVENTS
+        self._path = path = folder / FOLLOWED
+        events = folder / EVENTS
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         self.records: list[dict[str, Any]] = []
@@ -69,16 +71,22 @@ class FollowerLog:
 
         Returns:
             The line: the record, the time, and how long the event file is.
+
+        Raises:
+            CheckpointError: it cannot be written, or not in full: opening the logs again puts that right.
         """
         wall = self._clock()
         scalars = {**record, "precision@1": record["accuracy"]}  # as the classic evaluator called it
-        self._events.append(scalars_event(wall, record["step"], f"{record['split']}/", scalars))
-        self._events.sync()
-        line = {**record, "events_bytes": self._events.length(), "time": {"wall": wall}}
-        self._lines.append(json_line(line))
-        self._lines.sync()
-        for folder in self._folders:
-            sync_folder(folder)
+        try:
+            self._events.append(scalars_event(wall, record["step"], f"{record['split']}/", scalars))
+            self._events.sync()
+            line = {**record, "events_bytes": self._events.length(), "time": {"wall": wall}}
+            self._lines.append(json_line(line))
+            self._lines.sync()
+            for folder in self._folders:
+                sync_folder(folder)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         self._folders = ()  # the names are there for good
         self.records.append(line)
         return line
