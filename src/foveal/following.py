@@ -103,8 +103,9 @@ def follow(
 
     The run may be trained meanwhile, in a process that is killed and started again, or not have begun, or be
     finished. This may be killed, too: the same call goes on. While it lives, and for ten minutes after it
-    died, the trainer deletes nothing that was not read (``checkpoints/holding.py``). What is measured goes to
-    ``evaluations-follow.jsonl`` in the run folder, and for TensorBoard to its folder ``eval``.
+    died, the trainer hands over what was not read before deleting it (``checkpoints/holding.py``). What is
+    measured goes to ``evaluations-follow.jsonl`` in the run folder, and for TensorBoard to its folder
+    ``eval``.
 
     In the main thread, SIGINT and SIGTERM end it between two batches.
 
@@ -363,6 +364,7 @@ class _Follower:
         self, patience: _Patience, stop: StopRequest, evaluated: Callable[[Mapping[str, Any]], None]
     ) -> bool:
         """Evaluate what comes; whether training has ended. False after a stop, or when patience was over."""
+        patience.news()  # the run is there, and its data are
         while not stop.requested:
             self._watch.check()
             step = self._watch.next()
