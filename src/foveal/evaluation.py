@@ -19,6 +19,7 @@ from foveal.ensemble import check_ensemble, mean_answer, shared_batches
 from foveal.errors import CheckpointError, DataError, UnknownNameError, UsageError
 from foveal.faults import fault_point
 from foveal.inference import open_run, undisturbed
+from foveal.views import mean_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -298,10 +299,13 @@ def _network(member: _Member) -> Callable[[Tensor], Tensor]:
     averages = {name: value.to(own[name].dtype) for name, value in (member.averages or {}).items()}
     device = next(model.parameters()).device
 
+    def call(images: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, averages, (images,))
+        return logits
+
     def infer(images: Tensor) -> Tensor:
         with undisturbed(model), autocast(device, precision):
-            logits: Tensor = torch.func.functional_call(model, averages, (images.to(device),))
-            return logits.float()
+            return mean_logits(call, images.to(device), member.recipe.evaluation.tta).float()
 
     return infer
 

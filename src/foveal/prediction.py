@@ -18,6 +18,7 @@ from foveal.device import autocast, configured
 from foveal.errors import CheckpointError
 from foveal.inference import open_run
 from foveal.recipe import Invert
+from foveal.views import mean_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -147,7 +148,7 @@ def _classify(trained: TrainedRun, images: Any, top: int) -> list[tuple[Guess, .
     classes = trained.state["classes"]
     batch = torch.as_tensor(images).permute(0, 3, 1, 2).to(trained.device)
     with torch.inference_mode(), autocast(trained.device, trained.recipe.precision):
-        logits = trained.network(batch)
+        logits = mean_logits(trained.network, batch, trained.recipe.evaluation.tta)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
     if not best.values.isfinite().all():
         raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from foveal.models.cifar10_cnn import Cifar10Cnn
 from foveal.models.dense import Dense
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
+from foveal.models.whitened_cnn import WhitenedCnn
 from foveal.registry import call_factory, load_factory
 
 if TYPE_CHECKING:
@@ -25,7 +26,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dense": Dense,
     "mnist_cnn": MnistCnn,
     "small_cnn": SmallCnn,
+    "whitened_cnn": WhitenedCnn,
 }
+
+
+@runtime_checkable
+class BeginsFromImages(Protocol):
+    """A network some of whose first weights come from training images; yours may be one.
+
+    Attributes:
+        initial_examples: how many images it wants: the first ones of the training data.
+    """
+
+    initial_examples: int
+
+    def initialise_from(self, images: Tensor) -> None:
+        """Set weights; called once, before the first step of a run, and not when it is resumed.
+
+        Args:
+            images: float32 ``[B, C, H, W]``, on the CPU, as evaluation shows them; fewer than
+                ``initial_examples`` where there are no more. The weights must follow from them alone.
+        """
 
 
 def build_model(part: ModelPart, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:

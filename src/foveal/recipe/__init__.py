@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from foveal.recipe.fields import OPERATIONAL, Frequency, Part, is_operational
+from foveal.recipe.optimizers import AdamW, Group, Muon, OptimizerPart, RmsProp, Sgd
 from foveal.recipe.schema import (
-    AdamW,
     Checkpointing,
     Constant,
     Cosine,
@@ -19,13 +19,11 @@ from foveal.recipe.schema import (
     ModelPart,
     Normalization,
     OneCycle,
-    OptimizerPart,
     Phase,
     Recipe,
-    RmsProp,
+    Resolution,
     SchedulePart,
     Seeds,
-    Sgd,
 )
 from foveal.recipe.text import describe, differences, from_toml, override, parse_settings, to_toml
 from foveal.recipe.transforms import (
@@ -78,6 +76,7 @@ __all__ = [
     "Exponential",
     "Flip",
     "Frequency",
+    "Group",
     "Hue",
     "Init",
     "Invert",
@@ -86,6 +85,7 @@ __all__ = [
     "Loss",
     "Mixup",
     "ModelPart",
+    "Muon",
     "Noise",
     "Normalization",
     "OneCycle",
@@ -99,6 +99,7 @@ __all__ = [
     "RandomResizedCrop",
     "Recipe",
     "Resize",
+    "Resolution",
     "RmsProp",
     "Saturation",
     "SchedulePart",

@@ -13,7 +13,6 @@ from foveal.recipe.fields import (
     Expression,
     Flag,
     Frequency,
-    NonNegativeFloat,
     NonNegativeInt,
     Options,
     Part,
@@ -24,7 +23,8 @@ from foveal.recipe.fields import (
     Share,
     UnitFloat,
 )
-from foveal.recipe.transforms import Transform
+from foveal.recipe.optimizers import Group, OptimizerPart
+from foveal.recipe.transforms import Size, Transform
 
 
 class Split(Part):
@@ -166,58 +166,6 @@ class OneCycle(Part):
 SchedulePart = Annotated[Constant | Exponential | Cosine | Linear | OneCycle, Field(discriminator="name")]
 
 
-class _Optimizer(Part):
-    learning_rate: PositiveFloat
-    """The full rate; the schedule multiplies it."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Strength of the pull towards zero. SGD and RMSProp add it times the weight to the gradient (the loss
-    term weight_decay / 2 * sum of squares); AdamW takes learning rate * weight_decay of the weight off."""
-    decayed: Expression = "kernels"
-    """What decays: 'kernels' (parameters of two or more dimensions), 'all', or a regular expression that is
-    searched in the parameters' names."""
-
-
-class Sgd(_Optimizer):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"] = "sgd"
-    momentum: Decay = 0.0
-    """Share of the last update that is carried on."""
-    nesterov: Flag = False
-    """Look ahead along the momentum."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Sgd:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov = true needs a momentum above 0")
-        return self
-
-
-class AdamW(_Optimizer):
-    """Adam with decoupled weight decay (Loshchilov, Hutter, 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    epsilon: PositiveFloat = 1e-8
-    """Added to the root."""
-
-
-class RmsProp(_Optimizer):
-    """RMSProp as TensorFlow 1.x computes it: epsilon inside the root, averages that start at one."""
-
-    name: Literal["rmsprop"] = "rmsprop"
-    decay: Decay = 0.9
-    """Decay of the average of the squared gradient."""
-    momentum: Decay = 0.0
-    """Share of the last update that is carried on."""
-    epsilon: PositiveFloat = 1e-10
-    """Added to the average, under the root."""
-
-
-OptimizerPart = Annotated[Sgd | AdamW | RmsProp, Field(discriminator="name")]
-
-
 class Loss(Part):
     """Softmax cross-entropy, averaged over the batch."""
 
@@ -235,6 +183,8 @@ class Ema(Part):
     measured anew on training batches whenever the averages are evaluated or saved."""
     batches: PositiveInt = 50
     """Training batches that statistics = 'recompute' measures on."""
+    start: Decay = 0.0
+    """Share of all steps after which averaging begins; until then, the averages are the weights."""
 
 
 class Init(Part):
@@ -274,6 +224,15 @@ class Phase(Part):
     """Multiplies the scheduled learning rate meanwhile."""
 
 
+class Resolution(Part):
+    """A stretch at the beginning of training in which the network sees images of another size."""
+
+    size: Size
+    """Height and width, in pixels: finished images are scaled to it, antialiased bilinear."""
+    until: Share
+    """When it ends, as a share of all steps."""
+
+
 class Seeds(Part):
     """Where randomness comes from."""
 
@@ -299,6 +258,10 @@ class Evaluation(Part):
     """End training after so many evaluations in a row without a new best."""
     batch_size: Annotated[PositiveInt, OPERATIONAL] = 500
     """Examples evaluated at a time."""
+    tta: Literal["none", "flip", "flip+shift"] = "none"
+    """Test-time augmentation: an answer is the mean of the logits for the image and its mirror image (flip);
+    or, with half of the weight, besides for both of these shifted by a pixel up and left, and down and right
+    (flip+shift). These take two and six times as long."""
 
 
 class Logging(Part):
@@ -392,8 +355,13 @@ class Recipe(Part):
     decay; batch norm whose parameters are all frozen keeps its statistics."""
     phases: tuple[Phase, ...] = ()
     """Stretches at the beginning of training in which more is frozen, or the learning rate is another."""
+    resolution: tuple[Resolution, ...] = ()
+    """Smaller (or larger) images at first; afterwards, and in evaluations, they have their own size."""
     loss: Loss = Loss()
     optimizer: OptimizerPart
+    groups: tuple[Group, ...] = ()
+    """Parameters that learn at another rate, decay otherwise, or learn only at the beginning. Of several
+    groups that a parameter is in, the first counts."""
     schedule: SchedulePart = Constant()
     ema: Ema | None = None
     seed: Seeds = Seeds()
@@ -414,9 +382,13 @@ class Recipe(Part):
         for field, frequency in {"evaluation.every": self.evaluation.every, **logging}.items():
             if frequency.unit == "min":
                 raise ValueError(f"{field} must be in steps or epochs: by the clock, no two runs would agree")
+        ends = [stretch.until for stretch in self.resolution]
+        if ends != sorted(set(ends)):
+            raise ValueError("resolution: each 'until' must be above the one before")
         return self
 
     @property
     def depends_on_total(self) -> bool:
         """Whether a longer run would have learnt otherwise from the start."""
-        return isinstance(self.schedule, Cosine | Linear | OneCycle)
+        shares = (self.resolution, self.ema and self.ema.start, any(group.until for group in self.groups))
+        return isinstance(self.schedule, Cosine | Linear | OneCycle) or any(shares)

@@ -23,7 +23,8 @@ class MovingAverage:
     """Averages of a network's parameters, in float32, beside the parameters themselves.
 
     At the n-th update (from 1) the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself, as
-    ``tf.train.ExponentialMovingAverage(decay, num_updates=n)`` does.
+    ``tf.train.ExponentialMovingAverage(decay, num_updates=n)`` does. Updates are counted from ``part.start``;
+    up to there, the averages are the weights.
 
     Batch norm's means and variances that go with them are, by ``part.statistics``: ``copy``, the network's
     own, which are not held here; ``average``, averages with the same decay; ``recompute``, what
@@ -34,9 +35,9 @@ class MovingAverage:
             names, by the first. To evaluate them, use them in place of the network's own.
     """
 
-    def __init__(self, model: nn.Module, part: Ema) -> None:
-        """Start from the network's present weights."""
-        self._decay = part.decay
+    def __init__(self, model: nn.Module, part: Ema, total_steps: int = 0) -> None:
+        """Start from the network's present weights; ``total_steps`` of the run says when ``start`` is."""
+        self._decay, self._start = part.decay, round(part.start * total_steps)
         statistics = {} if part.statistics == "copy" else _statistics(dict(_batch_norms(model)))
         averaged = {name: parameter.detach() for name, parameter in model.named_parameters()}
         if part.statistics == "average":
@@ -48,7 +49,8 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights after ``step`` updates (from 1)."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+        number = step - self._start
+        decay = min(self._decay, (1 + number) / (10 + number)) if number > 0 else 0.0
         averages, sources = self._averaged
         torch._foreach_lerp_(averages, [source.float() for source in sources], 1 - decay)
 

@@ -1,4 +1,4 @@
-"""What learns when: parameters that are frozen throughout, and phases in which more is."""
+"""What learns when: parameters that are frozen throughout, in phases, or after they have learnt enough."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveal.errors import RecipeError, suggestion
+from foveal.training.optimizer import group_of
+from foveal.training.schedule import share_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from foveal.recipe import Recipe
@@ -34,7 +38,7 @@ class _Stretch:
 
 
 class Freezing:
-    """The recipe's ``freeze`` and ``phases``, applied to a network.
+    """The recipe's ``freeze`` and ``phases``, and the ``until`` of its ``groups``, applied to a network.
 
     A frozen parameter has no gradient, so the optimizer passes it over: no update, no decay, no change of its
     slots. A batch norm whose parameters are all frozen (or, of one without any, whose ``running_mean`` an
@@ -46,27 +50,33 @@ class Freezing:
 
         Args:
             model: its parameters that ask for no gradient already are left alone.
-            recipe: gives ``freeze`` and ``phases``.
+            recipe: gives ``freeze``, ``phases`` and ``groups``.
             total_steps: of the run.
 
         Raises:
             RecipeError: an expression is found in no parameter's name, nothing is left to learn, or the
                 phases are longer than the run.
         """
-        self._ends = list(accumulate(phase.steps for phase in recipe.phases))
-        if self._ends and self._ends[-1] >= total_steps:
+        phases = recipe.phases
+        ends = list(accumulate(phase.steps for phase in phases))
+        if ends and ends[-1] >= total_steps:
             raise RecipeError(
-                f"the phases take {self._ends[-1]} steps of a run of {total_steps}: the rest must "
+                f"the phases take {ends[-1]} steps of a run of {total_steps}: the rest must "
                 "follow; make them shorter, or give more steps"
             )
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        last = self._stretch(model, "freeze", recipe.freeze, 1.0)
-        phases = (
-            self._stretch(model, f"phases[{number}].freeze", (*recipe.freeze, *phase.freeze), phase.rate)
-            for number, phase in enumerate(recipe.phases)
-        )
-        self._stretches = [*phases, last]
-        self._present = last  # in which the most learns
+        settled = _settled(model, recipe, total_steps)
+        self._present = self._stretch(model, "freeze", recipe.freeze, 1.0)  # in which the most learns
+        self._ends = sorted({*ends, *settled})
+        self._stretches = []
+        for start in (0, *self._ends):
+            done = {parameter for end, group in settled.items() if end <= start for parameter in group}
+            number = bisect_right(ends, start)
+            frozen, field, rate = recipe.freeze, "freeze", 1.0
+            if number < len(phases):
+                phase = phases[number]
+                frozen, field, rate = (*frozen, *phase.freeze), f"phases[{number}].freeze", phase.rate
+            self._stretches.append(self._stretch(model, field, frozen, rate, done))
         self._enter(self._present)
 
     def rate(self, step: int) -> float:
@@ -91,9 +101,16 @@ class Freezing:
             norm.train()
         self._present = stretch
 
-    def _stretch(self, model: nn.Module, field: str, expressions: tuple[str, ...], rate: float) -> _Stretch:
+    def _stretch(
+        self,
+        model: nn.Module,
+        field: str,
+        expressions: tuple[str, ...],
+        rate: float,
+        settled: Iterable[nn.Parameter] = (),
+    ) -> _Stretch:
         named = list(model.named_parameters(remove_duplicate=False))
-        frozen: set[nn.Parameter] = set()
+        frozen = set(settled)
         for expression in expressions:
             found = {parameter for name, parameter in named if re.search(expression, name)}
             if not found:
@@ -101,13 +118,24 @@ class Freezing:
                 raise RecipeError(f"{field}: {expression!r} is found in no parameter's name: {hint}")
             frozen |= found
         if frozen.issuperset(self._learning):
-            raise RecipeError(f"{field}: {', '.join(map(repr, expressions))}: leaves nothing to learn")
+            what = ", ".join(map(repr, expressions)) or "the groups that end"
+            raise RecipeError(f"{field}: {what}: leaves nothing to learn")
         fixed = (
             module
             for name, module in model.named_modules()
             if isinstance(module, _BatchNorm) and _is_fixed(name, module, frozen, expressions)
         )
         return _Stretch(rate, frozenset(frozen), tuple(fixed))
+
+
+def _settled(model: nn.Module, recipe: Recipe, total_steps: int) -> dict[int, set[nn.Parameter]]:
+    """After how many steps which parameters cease to learn."""
+    settled: dict[int, set[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        group = group_of(recipe.groups, name)
+        if group is not None and group.until is not None:
+            settled.setdefault(share_of(total_steps, group.until), set()).add(parameter)
+    return settled
 
 
 def _is_fixed(name: str, norm: nn.Module, frozen: set[nn.Parameter], expressions: tuple[str, ...]) -> bool:

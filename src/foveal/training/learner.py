@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +16,12 @@ from foveal.device import find_device
 from foveal.errors import CheckpointError, RecipeError
 from foveal.faults import fault_point
 from foveal.models.registry import build_model
+from foveal.training.beginning import begin_from_images, check_beginning
 from foveal.training.continuation import go_on
 from foveal.training.ema import MovingAverage
 from foveal.training.measure import resolve_speed
 from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from foveal.training.resolution import check_sizes, image_size, scaled
 from foveal.training.step import PreparedBatch, TrainStep
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class Learner:
         source: the examples of an epoch.
         fingerprint: of these examples.
         sampler: their order.
-        image_shape: height, width, channels of what the network sees.
+        image_shape: height, width, channels of what the network sees in the end.
         device: where it computes.
         model: the network, with the raw weights.
         train_step: what updates it.
@@ -74,15 +77,20 @@ class Learner:
         _check_shapes(recipe, data, self.image_shape)
         self.device = find_device(recipe.device)
         model = build_model(recipe.model, len(self.source.classes), self.image_shape, recipe.seed.init)
-        self.recipe = resolve_speed(recipe, model, self.prepare(0), self.total_steps)
+        self._resolution = tuple(recipe.resolution)
+        check_sizes(recipe, model, self.image_shape)
+        self.recipe = resolve_speed(recipe, model, self.prepare(0, full_size=True), self.total_steps)
+        check_beginning(recipe, self.source, model)
         self.model = model.to(self.device).train()
         self.train_step = TrainStep(self.model, self.recipe, self.total_steps, self.device)
-        self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
+        self.average = MovingAverage(self.model, recipe.ema, self.total_steps) if recipe.ema else None
         self.step = self.first_step = 0
         self._recomputed = -1  # the step at which the averages' statistics were measured last
 
     def initialise(self) -> TransferReport | None:
-        """Load the weights that the recipe's ``init`` names, if it does; its hash goes into the recipe.
+        """Finish the first weights: from training images, where the network asks for it; then from ``init``.
+
+        The hash of what the recipe's ``init`` names, if it does, goes into the recipe.
 
         From a TensorFlow checkpoint whose weights all fit, training goes on at its step, with its averages
         and its optimizer's slots.
@@ -91,6 +99,9 @@ class Learner:
             CheckpointError: they cannot be read, do not fit, or are not those the run was begun with.
             RecipeError: the recipe ends before the step to go on at.
         """
+        begin_from_images(self.recipe, self.data.train, self.model)
+        if self.average is not None:
+            self.average.reset()
         init = self.recipe.init
         if init is None:
             return None
@@ -114,11 +125,16 @@ class Learner:
             report = replace(report, notes=(*report.notes, *notes))
         return report
 
-    def prepare(self, step: int) -> PreparedBatch:
-        """What step number ``step`` (from 0) trains on; depends on nothing else, and runs on any thread."""
+    def prepare(self, step: int, *, full_size: bool = False) -> PreparedBatch:
+        """What step number ``step`` (from 0) trains on; depends on nothing else, and runs on any thread.
+
+        With ``full_size``, images have the size that evaluation sees, whatever the recipe's ``resolution``.
+        """
         fault_point("loader")
         prepared = self._pipeline(self.sampler.sample(step))
         images = torch.as_tensor(prepared.images).permute(0, 3, 1, 2)
+        if not full_size:
+            images = scaled(images, image_size(self._resolution, step, self.total_steps))
         targets = torch.as_tensor(prepared.targets)
         if self.device.type == "cuda":
             images, targets = (each if each.is_cuda else each.pin_memory() for each in (images, targets))
@@ -185,14 +201,17 @@ class Learner:
             return
         if self.step not in (0, self._recomputed):
             threads = int(self.recipe.loader_threads)
-            with Loader(self.prepare, range(part.batches), threads=threads) as batches:
+            prepare = partial(self.prepare, full_size=True)
+            with Loader(prepare, range(part.batches), threads=threads) as batches:
                 images = (batch.images for batch in batches)
                 self.average.recompute(self.model, images, self.recipe.precision)
             self._recomputed = self.step
 
 
 def _check_shapes(recipe: Recipe, data: DataSet, trained: tuple[int, int, int]) -> None:
-    """Raise RecipeError if evaluations would show the network images of another shape than training."""
+    """Raise RecipeError if evaluations would show the network images of another shape, or could not."""
+    if recipe.evaluation.tta == "flip+shift" and min(trained[:2]) == 1:
+        raise RecipeError("evaluation.tta = 'flip+shift' needs images of at least 2 x 2 pixels")
     for name, part in data.parts().items():
         if name != "train" and (shape := evaluation_pipeline(recipe, part).image_shape) != trained:
             raise RecipeError(

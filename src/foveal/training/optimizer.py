@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from foveal.errors import CheckpointError
-from foveal.recipe import AdamW, RmsProp, Sgd
+from foveal.errors import CheckpointError, RecipeError, suggestion
+from foveal.recipe import AdamW, Muon, RmsProp, Sgd
+from foveal.training import muon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from foveal.recipe import OptimizerPart
+    from foveal.recipe import Group, OptimizerPart
 
 
 class TensorFlowRmsProp(torch.optim.Optimizer):
@@ -71,13 +72,27 @@ class TensorFlowRmsProp(torch.optim.Optimizer):
         torch._foreach_sub_(params, updates)
 
 
-def build_optimizer(part: OptimizerPart, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    part: OptimizerPart, model: nn.Module, own: Sequence[Group] = ()
+) -> torch.optim.Optimizer:
     """The optimizer a recipe names, over the parameters that ask for a gradient, with all of its slots.
 
     PyTorch makes a slot at the first update of its parameter. Where some learn later than others, its fused
     kernels would be given slots for a part of them only, which they take for none at all.
+
+    Args:
+        part: the recipe's ``optimizer`` table.
+        model: the network.
+        own: the recipe's ``groups``.
+
+    Returns:
+        An optimizer whose groups have, besides its own keys, ``full_rate``: the learning rate that the
+        schedule multiplies; and ``until``: that of their table in ``own``, or None.
+
+    Raises:
+        RecipeError: an expression of ``groups`` or of Muon's ``orthogonal`` finds nothing to hold for.
     """
-    groups = _groups(part, model)
+    groups = _groups(part, model, own)
     optimizer: torch.optim.Optimizer
     match part:
         case Sgd():
@@ -98,6 +113,9 @@ def build_optimizer(part: OptimizerPart, model: nn.Module) -> torch.optim.Optimi
                 }
         case RmsProp():
             optimizer = TensorFlowRmsProp(groups, part.learning_rate, part.decay, part.momentum, part.epsilon)
+        case Muon():
+            dtype = torch.bfloat16 if part.arithmetic == "bfloat16" else torch.float32
+            optimizer = muon.Muon(groups, part.iterations, dtype, normalize=part.normalize)
     return optimizer
 
 
@@ -105,18 +123,62 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _groups(part: OptimizerPart, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that decay and those that do not; empty groups are left out."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decayed if _decays(part.decayed, name, parameter) else plain).append(parameter)
+def group_of(groups: Sequence[Group], name: str) -> Group | None:
+    """The table among the recipe's ``groups`` that holds for a parameter."""
+    return next((group for group in groups if re.search(group.parameters, name)), None)
+
+
+def _groups(part: OptimizerPart, model: nn.Module, own: Sequence[Group]) -> list[dict[str, Any]]:
+    """The parameters that learn, those that are treated alike together, decaying ones first."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for number, each in enumerate(own):
+        if not any(re.search(each.parameters, name) for name in named):
+            hint = suggestion(each.parameters, {name.partition(".")[0] for name in named})
+            raise RecipeError(
+                f"groups.{number}: {each.parameters!r} is found in the name of nothing that learns: {hint}"
+            )
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}
+    orthogonal = _orthogonal(part, named) if isinstance(part, Muon) else set()
+    for name, parameter in named.items():
+        group = group_of(own, name)
+        decays = part.weight_decay if _decays(part.decayed, name, parameter) else 0.0
+        rate: float = part.learning_rate
+        if isinstance(part, Muon) and name not in orthogonal:
+            rate = part.rest_learning_rate
+        if group is not None:
+            rate = group.learning_rate or rate
+            decays = decays if group.weight_decay is None else group.weight_decay
+        alike.setdefault((decays, rate, group and group.until, name in orthogonal), []).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": part.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr": rate, "full_rate": rate, "until": until}
+        | (_muon_keys(part, orthogonal=matrix) if isinstance(part, Muon) else {})
+        for (decay, rate, until, matrix), parameters in alike.items()
     ]
-    return [group for group in groups if group["params"]]
+    return sorted(groups, key=lambda group: -group["weight_decay"])
+
+
+def _orthogonal(part: Muon, named: Mapping[str, Tensor]) -> set[str]:
+    """The names of what Muon makes orthogonal."""
+    if part.orthogonal == "filters":
+        found = {name for name, parameter in named.items() if parameter.ndim == 4}
+    else:
+        found = {
+            name
+            for name, parameter in named.items()
+            if parameter.ndim >= 2 and re.search(part.orthogonal, name)
+        }
+    if not found:
+        raise RecipeError(
+            f"optimizer.orthogonal: {part.orthogonal!r} is found in no name of a matrix that learns"
+        )
+    return found
+
+
+def _muon_keys(part: Muon, *, orthogonal: bool) -> dict[str, Any]:
+    """How its groups carry their momentum."""
+    if orthogonal:
+        return {"orthogonal": True, "momentum": part.momentum, "nesterov": part.nesterov}
+    return {"orthogonal": False, "momentum": part.rest_momentum, "nesterov": True}
 
 
 def _decays(rule: str, name: str, parameter: Tensor) -> bool:

@@ -39,6 +39,11 @@ def learning_rate_factor(schedule: SchedulePart, step: int, total: int) -> float
     return value * min(1.0, (step + 1) / (warmup + 1))
 
 
+def share_of(total: int, share: float) -> int:
+    """How many of ``total`` steps a share of them is; at least one of a share above 0."""
+    return max(round(share * total), int(share > 0))
+
+
 def _progress(step: int, warmup: int, total: int) -> float:
     """From 0 at the end of the warm-up to 1 just after the last step."""
     return max(0, step - warmup) / max(1, total - warmup)

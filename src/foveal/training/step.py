@@ -14,7 +14,7 @@ from foveal.faults import fault_point
 from foveal.seeding import seed_for
 from foveal.training.freezing import Freezing
 from foveal.training.optimizer import build_optimizer
-from foveal.training.schedule import learning_rate_factor
+from foveal.training.schedule import learning_rate_factor, share_of
 
 if TYPE_CHECKING:
     from foveal.data.corrupt import CorruptRecord
@@ -49,26 +49,33 @@ class TrainStep:
         """Make the optimizer, with slots for all that ever learns.
 
         Raises:
-            RecipeError: ``freeze`` or ``phases`` do not fit the network or the length of the run.
+            RecipeError: ``freeze``, ``phases``, ``groups`` or the optimizer do not fit the network or the
+                length of the run.
         """
         self._freezing = Freezing(model, recipe, total_steps)
-        self.optimizer = build_optimizer(recipe.optimizer, model)
-        self._network = torch.compile(model) if recipe.compile is True else model
+        self.optimizer = build_optimizer(recipe.optimizer, model, recipe.groups)
+        # Images of several sizes have a graph each; the one for any size would be slower for all of them.
+        dynamic = False if recipe.resolution else None
+        self._network = torch.compile(model, dynamic=dynamic) if recipe.compile is True else model
         self._recipe = recipe
         self._total_steps = total_steps
         self._device = device
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step number ``step``, from 0."""
-        factor = learning_rate_factor(self._recipe.schedule, step, self._total_steps)
-        return self._recipe.optimizer.learning_rate * factor * self._freezing.rate(step)
+        """The learning rate of step number ``step``, from 0; parameters in ``groups`` may have another."""
+        return self._rate(step, self._recipe.optimizer.learning_rate, None)
+
+    def _rate(self, step: int, full: float, until: float | None) -> float:
+        """The rate of parameters that learn until a share of all steps is done, or to the end."""
+        steps = self._total_steps if until is None else share_of(self._total_steps, until)
+        return full * learning_rate_factor(self._recipe.schedule, step, steps) * self._freezing.rate(step)
 
     def __call__(self, step: int, batch: PreparedBatch) -> Tensor:
         """Do step number ``step`` (from 0); the batch's mean loss, float32, on the device."""
         loss = self.backward(step, batch)
         fault_point("step")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self._rate(step, group["full_rate"], group["until"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss

@@ -1,0 +1,54 @@
+"""Test-time augmentation: one answer from several views of an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    Network = Callable[[Tensor], Tensor]
+
+Views = Literal["none", "flip", "flip+shift"]
+
+
+def mean_logits(network: Network, images: Tensor, views: Views) -> Tensor:
+    """A network's answer to several views of each image, averaged.
+
+    ``flip``: the image and its mirror image, half each. ``flip+shift``: these with a quarter each, and both
+    of them shifted by one pixel up and left, and down and right, with an eighth each; what comes in is
+    mirrored about the edge pixels. Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024.
+
+    Args:
+        network: from images to logits, ``[B, classes]``.
+        images: float32 ``[B, C, H, W]``; at least 2 x 2 pixels to be shifted.
+        views: the recipe's ``evaluation.tta``.
+
+    Returns:
+        ``[B, classes]``, float32 where there are several views.
+    """
+    if views == "none":
+        return network(images)
+    shares = [(network(view).float(), share) for view, share in _views(images, views)]
+    total = shares[0][0] * shares[0][1]
+    for logits, share in shares[1:]:
+        total += logits * share
+    return total
+
+
+def _views(images: Tensor, views: Views) -> Iterator[tuple[Tensor, float]]:
+    """What the network sees, and how much it counts."""
+    share = 0.5 if views == "flip" else 0.25
+    yield images, share
+    yield images.flip(-1), share
+    if views == "flip+shift":
+        height, width = images.shape[2:]
+        padded = functional.pad(images, (1, 1, 1, 1), "reflect")
+        for start in (0, 2):
+            shifted = padded[:, :, start : start + height, start : start + width]
+            yield shifted, share / 2
+            yield shifted.flip(-1), share / 2
