@@ -20,13 +20,16 @@ from foveal.recipe import (
     Exponential,
     Flip,
     Frequency,
+    Group,
     Linear,
     Logging,
     Loss,
     ModelPart,
+    Muon,
     Normalization,
     OneCycle,
     Recipe,
+    Resolution,
     RmsProp,
     Seeds,
     Sgd,
@@ -70,6 +73,29 @@ optimizers = st.one_of(
     st.builds(Sgd, momentum=decays, **base),
     st.builds(AdamW, betas=st.tuples(decays, decays), epsilon=positive, **base),
     st.builds(RmsProp, decay=decays, momentum=decays, epsilon=positive, **base),
+    st.builds(
+        Muon,
+        momentum=st.floats(1e-9, 1, exclude_max=True),
+        iterations=counts,
+        arithmetic=st.sampled_from(["float32", "bfloat16"]),
+        normalize=st.booleans(),
+        rest_learning_rate=positive,
+        rest_momentum=decays,
+        **base,
+    ),
+)
+ends = st.floats(1e-9, 1, exclude_max=True)
+groups = st.builds(
+    Group,
+    parameters=texts.map(re.escape),
+    learning_rate=st.none() | positive,
+    weight_decay=st.none() | st.floats(0, 1e30),
+    until=st.none() | ends,
+)
+resolutions = st.lists(ends, max_size=3, unique=True).flatmap(
+    lambda shares: st.tuples(
+        *(st.builds(Resolution, size=st.tuples(counts, counts), until=st.just(end)) for end in sorted(shares))
+    )
 )
 schedules = st.one_of(
     st.builds(Constant, warmup_steps=whole),
@@ -132,9 +158,11 @@ def recipes(draw):
             deviation=tuple(draw(st.lists(positive, max_size=3))),
         ),
         loss=draw(st.builds(Loss, label_smoothing=decays)),
+        resolution=draw(resolutions),
         optimizer=draw(optimizers),
+        groups=draw(st.lists(groups, max_size=2)),
         schedule=draw(schedules),
-        ema=draw(st.none() | st.builds(Ema, decay=st.floats(1e-9, 1, exclude_max=True))),
+        ema=draw(st.none() | st.builds(Ema, decay=ends, start=decays)),
         seed=draw(st.builds(Seeds, init=seeds, data=seeds)),
         evaluation=draw(
             st.builds(
@@ -143,6 +171,7 @@ def recipes(draw):
                 final=st.booleans(),
                 metrics=st.lists(texts, max_size=3),
                 batch_size=counts,
+                tta=st.sampled_from(["none", "flip", "flip+shift"]),
             )
         ),
         logging=draw(

@@ -36,3 +36,46 @@ def test_values_that_would_not_read_back_are_refused(value):
 def test_unknown_keys_of_any_spelling_are_named(key):
     with pytest.raises(RecipeError, match=f"there is no field '{key}'"):
         override(SMALL, [f"{key}=3"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("phases=[{steps=3, freze=['a']}]", "there is no field 'phases.0.freze': did you mean 'freeze'?"),
+        (
+            "groups=[{parameters='a'}, {parameters='b', untill=0.5}]",
+            "there is no field 'groups.1.untill': did you mean 'until'?",
+        ),
+        ("groups=[{parameters='('}]", "groups.0.parameters: '(' is not a regular expression"),
+        ("resolution=[{size=[24], until=0.5}]", "resolution.0.size.1 is missing"),
+        (
+            "resolution=[{size=[8, 8], until=0.5}, {size=[9, 9], until=0.5}]",
+            "resolution: each 'until' must be above the one before",
+        ),
+        ("ema={decay=0.9, start=1.0}", "ema.start = 1.0: should be less than 1"),
+        ("evaluation.tta=flop", "evaluation.tta = 'flop': should be 'none', 'flip' or 'flip+shift'"),
+        (
+            "optimizer={name='muon', learning_rate=0.1, rest_learning_rate=0.1, momentum=0.0}",
+            "optimizer: nesterov = true needs a momentum above 0",
+        ),
+        ("optimizer={name='muon', learning_rate=0.1}", "optimizer.rest_learning_rate is missing"),
+    ],
+)
+def test_a_mistake_in_a_table_is_told_in_one_line(setting, message):
+    with pytest.raises(RecipeError) as caught:
+        override(SMALL, [setting])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "resolution=[{size=[8, 8], until=0.5}]",
+        "groups=[{parameters='a', until=0.5}]",
+        "ema={decay=0.9, start=0.5}",
+    ],
+)
+def test_what_ends_or_begins_with_a_share_of_the_steps_depends_on_their_number(setting):
+    assert override(SMALL, [setting]).depends_on_total is True
+    assert SMALL.depends_on_total is False

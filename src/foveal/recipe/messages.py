@@ -83,8 +83,8 @@ def _known_keys(path: list[int | str], values: Mapping[str, Any]) -> list[str]:
             table = table[key]
         return list(kinds(field).get(table.get("name"), CustomTransform).model_fields)
     kind: type[BaseModel] = Recipe
-    for key in path:
-        kind = next(c for c in _members(kind.model_fields[str(key)].annotation) if issubclass(c, BaseModel))
+    for key in (each for each in path if isinstance(each, str)):  # the others are places in lists
+        kind = next(c for c in _members(kind.model_fields[key].annotation) if issubclass(c, BaseModel))
     return list(kind.model_fields)
 
 

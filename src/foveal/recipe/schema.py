@@ -390,5 +390,5 @@ class Recipe(Part):
     @property
     def depends_on_total(self) -> bool:
         """Whether a longer run would have learnt otherwise from the start."""
-        shares = (self.resolution, self.ema and self.ema.start, any(group.until for group in self.groups))
+        shares = (self.resolution, self.ema and self.ema.start, *(group.until for group in self.groups))
         return isinstance(self.schedule, Cosine | Linear | OneCycle) or any(shares)

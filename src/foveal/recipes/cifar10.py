@@ -7,8 +7,8 @@ data.validation=5000.
 
 Sources: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, and the record airbench94_muon
 after it (network, optimizer, its rates, distortions, test-time augmentation), which descends from T. Swezey's
-hlb-CIFAR10. They sum the loss over the batch; rates and decays here are theirs for its mean. Images that grow:
-fast.ai's entry to DAWNBench, 2018.
+hlb-CIFAR10. They sum the loss over the batch; rates and decays here are theirs for its mean. Images that
+grow: fast.ai's entry to DAWNBench, 2018.
 """
 
 from __future__ import annotations

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from foveal.data.sampler import Sample
 from foveal.device import find_device
-from foveal.training.step import TrainStep
+from foveal.training.step import PreparedBatch, TrainStep
 
 if TYPE_CHECKING:
     from torch import nn
 
     from foveal.recipe import Recipe
-    from foveal.training.step import PreparedBatch
 
+_EXAMPLES = 256  # of a batch that are timed on a processor, where steps of large batches take seconds each
 _PAYS_OFF = 300.0  # seconds of eager training below which compilation (20 to 60 s) is not even measured
 
 
@@ -27,6 +28,9 @@ def resolve_speed(recipe: Recipe, model: nn.Module, batch: PreparedBatch, total_
     The network is copied: its weights and statistics stay as they are. Where there is no C++ compiler,
     ``compile`` becomes false.
     """
+    size = len(batch.targets)
+    if find_device(recipe.device).type == "cpu":
+        batch = _first(batch, _EXAMPLES)
     if recipe.precision == "auto":
         choices = [
             recipe.model_copy(update={"precision": p, "compile": False}) for p in ("float32", "bfloat16")
@@ -39,7 +43,7 @@ def resolve_speed(recipe: Recipe, model: nn.Module, batch: PreparedBatch, total_
         eager = recipe.model_copy(update={"compile": False})
         recipe = eager
         eager_seconds = _seconds_per_step(eager, model, batch)
-        if eager_seconds * total_steps > _PAYS_OFF and can_compile():
+        if eager_seconds * size / len(batch.targets) * total_steps > _PAYS_OFF and can_compile():
             compiled = eager.model_copy(update={"compile": True})
             if _seconds_per_step(compiled, model, batch) < eager_seconds:
                 recipe = compiled
@@ -53,6 +57,13 @@ def can_compile() -> bool:
     except Exception:  # noqa: BLE001 - whatever its reason, compilation is only an option
         return False
     return True
+
+
+def _first(batch: PreparedBatch, count: int) -> PreparedBatch:
+    """The first examples of a batch."""
+    sample = batch.sample
+    part = Sample(sample.positions[:count], sample.indices[:count], sample.epochs[:count])
+    return PreparedBatch(batch.images[:count], batch.targets[:count], part)
 
 
 def _seconds_per_step(recipe: Recipe, model: nn.Module, batch: PreparedBatch) -> float:

@@ -76,3 +76,16 @@ def test_averages_of_another_network_are_refused(stored: dict[str, torch.Tensor]
     average = MovingAverage(nn.Linear(3, 2), Ema(decay=0.9))
     with pytest.raises(CheckpointError, match="averages"):
         average.load(stored)
+
+
+def test_averaging_may_begin_late_and_until_then_the_averages_are_the_weights() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, Ema(decay=0.9, start=0.5), total_steps=8)
+    expected = []
+    for step in range(1, 9):
+        nn.init.constant_(model.weight, float(step) / 3)
+        average.update(step)
+        decay = min(0.9, (1 + step - 4) / (10 + step - 4)) if step > 4 else 0.0
+        expected.append(decay * (expected[-1] if expected else 0.0) + (1 - decay) * step / 3)
+        assert average.tensors["weight"].item() == pytest.approx(expected[-1], rel=1e-6)
+        assert step > 4 or torch.equal(average.tensors["weight"], model.weight)

@@ -206,3 +206,39 @@ def test_a_compiled_network_follows_the_phases(monkeypatch):
 def test_what_cannot_be_meant_is_refused(changes, words):
     with pytest.raises(RecipeError, match=words):
         learner(recipe(**changes))
+
+
+def test_a_group_learns_until_its_share_of_the_steps_while_the_schedule_runs_its_course():
+    chosen = recipe(
+        groups=[{"parameters": r"^features\.0", "learning_rate": 0.4, "until": 0.3}],
+        schedule={"name": "linear"},
+    )
+    model, train_step = learner(chosen)
+    rates = []
+    for step in range(10):
+        changed = changed_by(model, train_step, step)
+        assert ("features.0.weight" in changed) == (step < 3)
+        assert ("momentum_buffer/features.0.weight" in changed) == (step < 3)
+        assert "logits.weight" in changed
+        (own,) = (group["lr"] for group in train_step.optimizer.param_groups if group["until"])
+        rates.append(own)
+    assert rates[:3] == pytest.approx([0.4, 0.4 * 2 / 3, 0.4 / 3])
+    assert train_step.learning_rate(5) == pytest.approx(0.05)
+
+
+def test_groups_end_within_phases_and_the_first_group_of_a_parameter_counts():
+    chosen = recipe(
+        phases=[{"steps": 4, "freeze": ["^logits"], "rate": 0.5}],
+        groups=[{"parameters": r"weight$"}, {"parameters": "^(features|logits)", "until": 0.2}],
+    )
+    model, train_step = learner(chosen)
+    found = [changed_by(model, train_step, step) for step in range(6)]
+    assert ["features.1.bias" in changed for changed in found] == [True, True, False, False, False, False]
+    assert ["logits.weight" in changed for changed in found] == [False] * 4 + [True] * 2
+    assert all("logits.bias" not in changed for changed in found)
+    assert all("features.1.weight" in changed for changed in found)
+
+
+def test_groups_may_not_leave_nothing_to_learn():
+    with pytest.raises(RecipeError, match="the groups that end: leaves nothing to learn"):
+        learner(recipe(groups=[{"parameters": ".", "until": 0.5}]))

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveal.views import mean_logits
+
+IMAGES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Logits from which it can be told what was seen."""
+    return images.flatten(1)
+
+
+def test_one_view_is_the_networks_answer() -> None:
+    assert torch.equal(mean_logits(pixels, IMAGES, "none"), pixels(IMAGES))
+
+
+def test_an_image_and_its_mirror_image_count_the_same() -> None:
+    expected = (pixels(IMAGES) + pixels(IMAGES.flip(-1))) / 2
+    torch.testing.assert_close(mean_logits(pixels, IMAGES, "flip"), expected)
+
+
+def test_shifted_images_have_half_of_the_weight() -> None:
+    down_right, up_left = IMAGES.clone(), IMAGES.clone()
+    # What is read at (y - 1, x - 1) and (y + 1, x + 1), mirrored about the edge pixels.
+    rows, columns = torch.tensor([1, 0, 1, 2]), torch.tensor([1, 0, 1, 2, 3])
+    down_right = down_right[:, :, rows][:, :, :, columns]
+    rows, columns = torch.tensor([1, 2, 3, 2]), torch.tensor([1, 2, 3, 4, 3])
+    up_left = up_left[:, :, rows][:, :, :, columns]
+    plain = (IMAGES + IMAGES.flip(-1)) / 4
+    shifted = sum((each + each.flip(-1)) / 8 for each in (down_right, up_left))
+    torch.testing.assert_close(mean_logits(pixels, IMAGES, "flip+shift"), pixels(plain + shifted))
+
+
+@pytest.mark.parametrize(("views", "count"), [("none", 1), ("flip", 2), ("flip+shift", 6)])
+def test_the_network_is_asked_once_for_each_view(views: str, count: int) -> None:
+    asked = []
+
+    def network(images: Tensor) -> Tensor:
+        asked.append(images.shape)
+        return pixels(images).bfloat16()
+
+    result = mean_logits(network, IMAGES, views)
+    assert asked == [IMAGES.shape] * count
+    assert result.dtype == (torch.bfloat16 if views == "none" else torch.float32)
