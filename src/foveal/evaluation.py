@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from foveal.data.source import Source
     from foveal.inference import TrainedRun, Weights
     from foveal.recipe import Recipe
+    from foveal.views import Views
 
 # Metrics of torchmetrics that give more than one number, or need an argument that a name cannot carry.
 _SEVERAL = {
@@ -147,6 +148,7 @@ def evaluate(
     weights: Weights | None = None,
     data: str | Path | None = None,
     device: str | None = None,
+    tta: Views | None = None,
     metrics: Sequence[str] = (),
     report: Callable[[str], None] = lambda _text: None,
     progress: ProgressReporter | None = None,
@@ -163,6 +165,7 @@ def evaluate(
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         data: the folder of the data's files, if not where the run found them.
         device: overrides the recipe's.
+        tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
         metrics: names of further metrics, beside the (first) recipe's.
         report: told, in a line each, of damaged checkpoints, and of data that are slow to come.
         progress: told of downloads.
@@ -174,7 +177,7 @@ def evaluate(
     if not folders:
         raise UsageError("there is no run to evaluate: name one, or several")
     runs = [
-        open_run(folder, checkpoint=checkpoint, weights=weights, device=device, report=report)
+        open_run(folder, checkpoint=checkpoint, weights=weights, device=device, tta=tta, report=report)
         for folder in folders
     ]
     check_ensemble(runs, same_data=data is None)

@@ -14,6 +14,7 @@ from foveal.errors import CheckpointError
 from foveal.models.modes import evaluating
 from foveal.models.registry import build_model
 from foveal.run_folder import RunFolder
+from foveal.views import check_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.recipe import Recipe
+    from foveal.views import Views
 
 Weights = Literal["ema", "raw"]
 
@@ -56,6 +58,7 @@ def open_run(
     checkpoint: str | int = "latest",
     weights: Weights | None = None,
     device: str | None = None,
+    tta: Views | None = None,
     report: Callable[[str], None] = lambda _text: None,
 ) -> TrainedRun:
     """Load the network of a run.
@@ -66,6 +69,7 @@ def open_run(
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them and a step was
             done: before that there is nothing to average.
         device: overrides the recipe's.
+        tta: overrides the recipe's ``evaluation.tta``.
         report: told, in a line each, of damaged checkpoints.
 
     Raises:
@@ -75,6 +79,8 @@ def open_run(
     recipe = folder.recipe()
     if device:
         recipe = recipe.model_copy(update={"device": device})
+    if tta:
+        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"tta": tta})})
     recipe = resolve_machine(recipe)
     stored = folder.load_checkpoint(checkpoint, needed_parts(recipe, weights))
     return load_run(folder.path, recipe, stored, weights)
@@ -97,6 +103,7 @@ def load_run(folder: Path, recipe: Recipe, stored: StoredCheckpoint, weights: We
     Raises:
         CheckpointError: the weights are not there, not finite, or do not fit the network.
     """
+    check_views(recipe.evaluation.tta, stored.state["image_shape"])
     chosen = weights or default_weights(recipe, stored.state["step"])
     network = _load_network(recipe, stored, chosen).to(find_device(recipe.device))
     return TrainedRun(folder, recipe, network, chosen, stored.state)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foveal.data.pipeline import Pipeline, Prepared
     from foveal.inference import TrainedRun, Weights
     from foveal.recipe import Recipe
+    from foveal.views import Views
 
 _BATCH = 32
 
@@ -70,6 +71,7 @@ def predict(
     checkpoint: str | int = "latest",
     weights: Weights | None = None,
     device: str | None = None,
+    tta: Views | None = None,
     invert: bool = False,
     report: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Prediction]:
@@ -82,6 +84,7 @@ def predict(
         checkpoint: ``"latest"``, ``"best"`` or a step.
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         device: overrides the recipe's.
+        tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
         invert: exchange dark and light first (digits in black ink, for a network that learnt white on black).
         report: told, in a line each, of damaged checkpoints, and of files that are slow to come.
 
@@ -91,7 +94,7 @@ def predict(
     Raises:
         FovealError: the run or its checkpoint cannot be used.
     """
-    trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, report=report)
+    trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, tta=tta, report=report)
     files = _Files(tuple(map(str, images)), trained.state)
     pipeline = _pipeline(trained.recipe, files, invert=invert)
 

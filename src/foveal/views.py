@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch.nn import functional
 
+from foveal.errors import RecipeError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -38,6 +40,12 @@ def mean_logits(network: Network, images: Tensor, views: Views) -> Tensor:
     for logits, share in shares[1:]:
         total += logits * share
     return total
+
+
+def check_views(views: Views, image_shape: Sequence[int]) -> None:
+    """Raise RecipeError if images of this height, width and channels have no such views."""
+    if views == "flip+shift" and min(image_shape[:2]) == 1:
+        raise RecipeError("evaluation.tta = 'flip+shift' needs images of at least 2 x 2 pixels")
 
 
 def _views(images: Tensor, views: Views) -> Iterator[tuple[Tensor, float]]:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from foveal.views import mean_logits
+import foveal
+from foveal.errors import RecipeError
+from foveal.views import check_views, mean_logits
+
+SEVEN = Path(__file__).parents[2] / "examples" / "seven.png"
 
 IMAGES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
 
@@ -46,3 +52,20 @@ def test_the_network_is_asked_once_for_each_view(views: str, count: int) -> None
     result = mean_logits(network, IMAGES, views)
     assert asked == [IMAGES.shape] * count
     assert result.dtype == (torch.bfloat16 if views == "none" else torch.float32)
+
+
+def test_images_that_cannot_be_shifted_are_refused() -> None:
+    check_views("flip", (1, 1, 4))
+    with pytest.raises(RecipeError, match="needs images of at least 2 x 2 pixels"):
+        check_views("flip+shift", (1, 5, 3))
+
+
+def test_evaluations_and_predictions_average_over_views(trained_run: Path) -> None:
+    plain, flipped, shifted = (
+        foveal.evaluate(trained_run, tta=tta) for tta in ("none", "flip", "flip+shift")
+    )
+    assert foveal.evaluate(trained_run).report() == plain.report()  # its recipe asks for none
+    assert len({plain.loss, flipped.loss, shifted.loss}) == 3
+    (one,) = foveal.predict(trained_run, [SEVEN])
+    (mean,) = foveal.predict(trained_run, [SEVEN], tta="flip+shift")
+    assert one.top[0].probability != mean.top[0].probability

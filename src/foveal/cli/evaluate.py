@@ -33,6 +33,19 @@ class Weights(StrEnum):
     raw = "raw"
 
 
+class Tta(StrEnum):
+    """Test-time augmentation: of how many views of an image the answer is the mean."""
+
+    none = "none"
+    flip = "flip"
+    flip_shift = "flip+shift"
+
+
+TtaOption = Annotated[
+    Tta | None, typer.Option(help="Average over views of each image; default: as the recipe says.")
+]
+
+
 def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="A run folder; several are one ensemble.")
@@ -44,6 +57,7 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data's files.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    tta: TtaOption = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="A further metric: f1_score, auroc, cohen_kappa, ...; may be repeated."),
@@ -93,6 +107,7 @@ def evaluate(
         weights=weights.value if weights else None,
         data=data,
         device=device,
+        tta=tta.value if tta else None,
         metrics=metric or (),
         report=lambda text: typer.echo(text, err=True),
         progress=DownloadBar(),

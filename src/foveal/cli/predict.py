@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.cli.evaluate import TtaOption, parse_checkpoint
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -34,6 +36,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    tta: TtaOption = None,
     invert: Annotated[
         bool,
         typer.Option(
@@ -48,7 +51,6 @@ def predict(
     import logging
     import warnings
 
-    from foveal.cli.evaluate import parse_checkpoint
     from foveal.prediction import predict as run_prediction
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged files; our own line says what is wrong
@@ -59,6 +61,7 @@ def predict(
         top=top,
         checkpoint=parse_checkpoint(checkpoint),
         device=device,
+        tta=tta.value if tta else None,
         invert=invert,
         report=lambda text: typer.echo(text, err=True),
     )

@@ -23,6 +23,7 @@ from foveal.training.measure import resolve_speed
 from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from foveal.training.resolution import check_sizes, image_size, scaled
 from foveal.training.step import PreparedBatch, TrainStep
+from foveal.views import check_views
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -210,8 +211,7 @@ class Learner:
 
 def _check_shapes(recipe: Recipe, data: DataSet, trained: tuple[int, int, int]) -> None:
     """Raise RecipeError if evaluations would show the network images of another shape, or could not."""
-    if recipe.evaluation.tta == "flip+shift" and min(trained[:2]) == 1:
-        raise RecipeError("evaluation.tta = 'flip+shift' needs images of at least 2 x 2 pixels")
+    check_views(recipe.evaluation.tta, trained)
     for name, part in data.parts().items():
         if name != "train" and (shape := evaluation_pipeline(recipe, part).image_shape) != trained:
             raise RecipeError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveal.errors import RecipeError
 from foveal.models.registry import BeginsFromImages, build_model
-from foveal.models.whitened_cnn import FixedScaleBatchNorm2d, WhitenedCnn, Whitening
+from foveal.models.whitened_cnn import FixedScaleBatchNorm2d, Group, WhitenedCnn, Whitening
 from foveal.recipe import ModelPart
 
 
@@ -68,10 +68,20 @@ def test_its_whitening_follows_from_the_images_alone_and_is_saved_but_does_not_l
 
 def test_convolutions_hand_their_input_on_at_first() -> None:
     model = WhitenedCnn(10, (32, 32, 3))
-    convolution = model.groups[0][0]
+    convolution = model.groups[0].first[0]
     images = torch.randn(2, 24, 8, 8)
     torch.testing.assert_close(convolution(images)[:, :24], images)
     assert convolution.weight[24:].std().item() == pytest.approx(1 / math.sqrt(3 * 24 * 9), rel=0.05)
+
+
+def test_the_last_two_of_three_convolutions_are_a_residual() -> None:
+    group = Group(4, 4, 3, 0.4).eval()
+    images = torch.randn(2, 4, 8, 8)
+    hidden = group.first(images)
+    torch.testing.assert_close(group(images), nn.functional.gelu(hidden + group.further(hidden)))
+    assert sum(isinstance(module, nn.Conv2d) for module in group.modules()) == 3
+    two = Group(4, 4, 2, 0.4).eval()
+    torch.testing.assert_close(two(images), nn.functional.gelu(two.further(two.first(images))))
 
 
 def test_logits_are_scaled() -> None:
@@ -103,9 +113,10 @@ def test_batch_norm_of_fixed_scale_is_pytorchs_with_a_scale_of_one() -> None:
         ((8, 32, 3), {}, "images of 8 x 32 are too small for 3 groups: use 9 x 9 or more, or fewer widths"),
         ((32, 32, 3), {"widths": []}, r"model.options.widths = \[\]"),
         ((32, 32, 3), {"widths": [8, 0]}, "each of at least 1"),
+        ((32, 32, 3), {"convolutions": 4}, "model.options.convolutions = 4: must be 2 or 3"),
         ((32, 32, 3), {"norm_memory": 1.0}, r"model.options.norm_memory = 1.0: must be in \[0, 1\)"),
     ],
-    ids=["small", "no widths", "width of 0", "memory"],
+    ids=["small", "no widths", "width of 0", "convolutions", "memory"],
 )
 def test_what_it_cannot_be_is_refused(shape: tuple[int, int, int], options: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
