@@ -22,7 +22,8 @@ def go_on(foveal, shared_data, fixtures, tmp_path):
     def run(name, steps, *arguments):
         source = fixtures / "mnist_convnet_model"
         command = ("train", "mnist-tutorial", "--init-from", source, "--data", shared_data / "mnist")
-        quick = ("--set", "evaluation.every=never", "--set", "evaluation.final=false", "--set", "threads=1")
+        settings = ("evaluation.every=never", "evaluation.final=false", "threads=1", "precision=float32")
+        quick = [argument for setting in settings for argument in ("--set", setting)]
         return foveal(*command, *quick, "--run", tmp_path / name, "--steps", steps, *arguments)
 
     return run
