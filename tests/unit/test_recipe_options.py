@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foveal.errors import RecipeError
-from foveal.recipe import Recipe, describe, from_toml, override
+from foveal.recipe import Recipe, describe, differences, from_toml, override
 
 SMALL = Recipe.model_validate(
     {"name": "x", "batch_size": 10, "steps": 100, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
@@ -79,3 +79,40 @@ def test_a_mistake_in_a_table_is_told_in_one_line(setting, message):
 def test_what_ends_or_begins_with_a_share_of_the_steps_depends_on_their_number(setting):
     assert override(SMALL, [setting]).depends_on_total is True
     assert SMALL.depends_on_total is False
+
+
+@pytest.mark.parametrize("field", ["histograms_every", "images_every"])
+def test_what_is_shown_is_not_timed_by_the_clock(field):
+    with pytest.raises(RecipeError, match=rf"^logging\.{field} must be in steps or epochs"):
+        override(SMALL, [f"logging.{field}=10 min"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "loss_averages=1.0",
+        "loss_averages=-0.1",
+        "histograms=['weight']",
+        "histograms=weights",
+        "images=-1",
+        "images=true",
+        "graph=1",
+    ],
+)
+def test_what_cannot_be_shown_is_named(setting):
+    with pytest.raises(RecipeError, match=rf"^logging\.{setting.partition('=')[0]}") as caught:
+        override(SMALL, [f"logging.{setting}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_shown_may_change_when_a_run_goes_on():
+    settings = (
+        "loss_averages=0.9",
+        "histograms=['weights']",
+        "histograms_every=3 steps",
+        "images=3",
+        "graph=true",
+    )
+    chosen = override(SMALL, [f"logging.{setting}" for setting in (*settings, "images_every=1 epoch")])
+    assert chosen != SMALL
+    assert differences(SMALL, chosen) == {}

@@ -82,15 +82,12 @@ def _pipeline(
 
 def _check_stream(recipe: Recipe) -> None:
     what = None
-    by_epochs = [
-        f"logging.{name}" for name, each in recipe.logging.frequencies.items() if each.unit == "epochs"
-    ]
-    if recipe.checkpoint.every.unit == "epochs":
-        by_epochs = ["checkpoint.every", *by_epochs]
-    if recipe.steps is None:
-        what = "its end is not known: give steps"
-    elif by_epochs:
-        what = f"its end is not known: give {' and '.join(by_epochs)} in steps"
+    logging = {f"logging.{name}": value for name, value in recipe.logging.frequencies.items()}
+    often = {"checkpoint.every": recipe.checkpoint.every, **logging}
+    by_epochs = [field for field, frequency in often.items() if frequency.unit == "epochs"]
+    if recipe.steps is None or by_epochs:
+        fields = f", and {' and '.join(by_epochs)} in steps" if by_epochs else ""
+        what = f"its end is not known: give steps{fields}"
     elif recipe.data.sampling != "all" or recipe.data.on_corrupt != "error":
         what = "data.sampling and data.on_corrupt need data that can be read in any order"
     elif recipe.ema and recipe.ema.statistics == "recompute":

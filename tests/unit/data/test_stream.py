@@ -11,11 +11,13 @@ import weakref
 import numpy as np
 import pytest
 
+from foveal.data.input import training_source
 from foveal.data.loader import Loader
 from foveal.data.sampler import Sampler
-from foveal.data.source import Batch, Encoded, Source
+from foveal.data.source import Batch, DataSet, Encoded, Source
 from foveal.data.stream import StreamSource
-from foveal.errors import DataError
+from foveal.errors import DataError, RecipeError
+from foveal.recipe import Recipe
 
 CLASSES = ("cat", "dog", "eel")
 SHAPE = (2, 3, 1)
@@ -344,3 +346,27 @@ def test_a_pipe_that_is_still_empty_is_waited_for_without_holding_up_the_end_of_
     os.close(write)
     thread.join(20)
     assert thread not in threading.enumerate()
+
+
+@pytest.mark.parametrize(
+    ("tables", "fields"),
+    [
+        ({"checkpoint": {"every": "1 epoch"}}, "checkpoint.every"),
+        (
+            {"logging": {"every": "1 epoch", "images_every": "2 epochs"}},
+            "logging.every and logging.images_every",
+        ),
+    ],
+    ids=["saving", "logging"],
+)
+def test_nothing_is_due_by_the_epochs_of_a_stream(tables, fields):
+    optimizer = {"name": "sgd", "learning_rate": 0.1}
+    basis = {
+        "name": "x",
+        "batch_size": 1,
+        "steps": 9,
+        "optimizer": optimizer,
+        "checkpoint": {"every": "1 step"},
+    }
+    with pytest.raises(RecipeError, match=rf"give steps, and {re.escape(fields)} in steps$"):
+        training_source(Recipe.model_validate(basis | tables), DataSet(train=stream(items(3))))
