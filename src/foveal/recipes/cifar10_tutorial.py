@@ -3,9 +3,9 @@
     foveal train cifar10-tutorial --data FOLDER
     foveal train cifar10-tutorial --data FOLDER --set model.options.conv_deviation=0.05
 
-A million steps, as in the tutorial, take most of a day and more; --steps gives fewer, and what was trained
-can be evaluated at any time. The convolutions' first weights have the deviation 1e-4 of the tutorial's first
-versions; the second command has the 5e-2 of later ones. TensorBoard has all that the tutorial shows there.
+A million steps, as in the tutorial; --steps gives fewer, and what was trained can be evaluated at any time.
+The convolutions' first weights have the deviation 1e-4 of the tutorial's first versions; the second command
+has the 5e-2 of later ones. TensorBoard has all that the tutorial shows there.
 Source: TensorFlow models, tutorials/image/cifar10, which states 86% after 100,000 steps.
 """
 
