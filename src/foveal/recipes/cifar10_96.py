@@ -2,7 +2,7 @@
 
     foveal train cifar10-96 --data FOLDER
 
-Not yet measured. On a processor it takes some fifteen times as long as ``cifar10``.
+Not yet measured; some eighteen times the work of ``cifar10``.
 
 Sources: K. Jordan's record airbench96, 2024 (network, distortions, length: 96.01% after 31 epochs with SGD);
 optimizer and its rates as in ``cifar10``, whose comments explain them.
