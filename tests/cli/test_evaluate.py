@@ -33,6 +33,16 @@ def test_best_is_the_checkpoint_of_highest_validation_accuracy(foveal, trained_r
     assert outcome.document["step"] == 40
 
 
+def test_answers_are_averaged_over_views_where_that_is_asked_for(foveal, trained_run):
+    losses = {
+        tta: foveal("evaluate", trained_run, "--tta", tta, "--json").succeeded().document["loss"]
+        for tta in ("none", "flip", "flip+shift")
+    }
+    assert len(set(losses.values())) == 3
+    assert foveal("evaluate", trained_run, "--json").succeeded().document["loss"] == losses["none"]
+    foveal("evaluate", trained_run, "--tta", "flop").refused(2, "flop")
+
+
 @pytest.mark.parametrize("text", ["nonsense", "-1", "1.5", ""])
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_checkpoint_that_is_neither_word_nor_step_is_refused(foveal, trained_run, command, text):
