@@ -148,8 +148,8 @@ class Monitor:
         def note(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
             # Here, so that no two layers' activations are in memory for it.
             if isinstance(output, torch.Tensor):
-                zeros = scalar(f"sparsity/{name}", (output == 0).double().mean().item())
-                found[name] = [histogram(f"activations/{name}", output), zeros]
+                zeros = (output == 0).sum().item() / max(output.numel(), 1)
+                found[name] = [histogram(f"activations/{name}", output), scalar(f"sparsity/{name}", zeros)]
 
         model = self._learner.model
         with undisturbed(model), ExitStack() as hooks:

@@ -37,12 +37,14 @@ def histogram(tag: str, values: Tensor) -> Any:
     from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 
     values = values.detach().flatten().float()
+    if values.device.type == "mps":  # which has no float64
+        values = values.cpu()
     finite = values.isfinite()
     if not finite.all():
         values = values[finite]
     if not len(values):
         return Summary.Value(tag=tag, histo=HistogramProto())
-    low, high = (limit.item() for limit in values.double().aminmax())
+    low, high = (limit.item() for limit in values.aminmax())
     counts, limits = [float(len(values))], [high]
     if low < high:
         width = (high - low) / BUCKETS
