@@ -24,7 +24,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -m "not slow" -n auto --dist loadfile
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 slow-test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m slow --timeout 3600

@@ -55,6 +55,15 @@ every = "10 steps"
 """
 
 
+# What starts many processes, or trains: begun first, so that no processor is idle while the last of it runs.
+_LONG = ("restart", "docs", "test_benchmarks.py", "test_signals.py", "test_follow.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take long in front; pytest-xdist hands files out in this order."""
+    items.sort(key=lambda item: not any(part in _LONG for part in item.path.parts))
+
+
 def pytest_make_parametrize_id(val, argname):
     """Name long bytes by their length: what is in them may depend on the time, and names must not."""
     return f"{argname} of {len(val)} bytes" if isinstance(val, bytes) and len(val) > 16 else None
