@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from foveal.tensorflow.name_maps import NameMap
 
 _COUNTER = "num_batches_tracked"  # of batch norm, which TensorFlow's does without
-_SUFFIXES = {slot.name: slot.suffix for slots in OPTIMIZERS.values() for slot in slots}
+_SLOTS = {each.name: each.slots for each in OPTIMIZERS.values()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def export_run(
     writer = _Writer(names or load_name_map(recipe.model.name), stored)
     weights = dict(writer.variables(stored.tensors["model"], ""))
     averages = dict(writer.variables(stored.tensors.get("ema", {}), "/ExponentialMovingAverage"))
-    slots = dict(writer.slots(stored.tensors.get("optimizer", {})))
+    slots = dict(writer.slots(stored.tensors.get("optimizer", {}), recipe.optimizer.name))
     step = stored.state["step"]
     variables = weights | averages | slots | _scalars(recipe.optimizer, step)
     try:
@@ -103,15 +103,15 @@ class _Writer:
                 )
             yield placement.variable + suffix, placement.to_tensorflow(to_numpy(tensor))
 
-    def slots(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Those that TensorFlow's optimizers have too; not, for example, Adam's count of steps."""
-        for slot, suffix in _SUFFIXES.items():
+    def slots(self, tensors: Mapping[str, Tensor], optimizer: str) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Those that TensorFlow has too: not Adam's count of steps, nor what it has no optimizer for."""
+        for slot in _SLOTS.get(optimizer, ()):
             own = {
-                name.removeprefix(f"{slot}/"): tensor
+                name.removeprefix(f"{slot.name}/"): tensor
                 for name, tensor in tensors.items()
-                if name.startswith(f"{slot}/")
+                if name.startswith(f"{slot.name}/")
             }
-            yield from self.variables(own, f"/{suffix}")
+            yield from self.variables(own, f"/{slot.suffix}")
 
 
 def _scalars(optimizer: OptimizerPart, step: int) -> dict[str, NDArray[Any]]:

@@ -36,12 +36,21 @@ class Slot(NamedTuple):
     suffix: str
 
 
-OPTIMIZERS: Final[Mapping[str, tuple[Slot, ...]]] = {
-    "Momentum": (Slot("momentum_buffer", "momentum", "Momentum"),),
-    "Adam": (Slot("exp_avg", "m", "Adam"), Slot("exp_avg_sq", "v", "Adam_1")),
-    "RMSProp": (Slot("average", "rms", "RMSProp"), Slot("momentum", "momentum", "RMSProp_1")),
+class Counterpart(NamedTuple):
+    """The optimizer of ours that goes on from one of TensorFlow's: its name in recipes, and the slots."""
+
+    name: str
+    slots: tuple[Slot, ...]
+
+
+OPTIMIZERS: Final[Mapping[str, Counterpart]] = {
+    "Momentum": Counterpart("sgd", (Slot("momentum_buffer", "momentum", "Momentum"),)),
+    "Adam": Counterpart("adamw", (Slot("exp_avg", "m", "Adam"), Slot("exp_avg_sq", "v", "Adam_1"))),
+    "RMSProp": Counterpart(
+        "rmsprop", (Slot("average", "rms", "RMSProp"), Slot("momentum", "momentum", "RMSProp_1"))
+    ),
 }
-"""TensorFlow's optimizers whose slots ours have too."""
+"""By TensorFlow's names."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,14 @@ class Training:
         step: how many steps were done.
         averages: moving averages of weights, by the network's names; empty where there are none.
         optimizer: TensorFlow's name of the optimizer; None where it is not known, or has no slots.
-        slots: as ``SLOT/PARAMETER``, by PyTorch's names; empty where they are none of ours.
+        counterpart: the name in recipes of the one of ours that goes on with its slots, if there is one.
+        slots: as ``SLOT/PARAMETER``, by PyTorch's names.
     """
 
     step: int
     averages: Mapping[str, Tensor]
     optimizer: str | None
+    counterpart: str | None
     slots: Mapping[str, Tensor]
 
 
@@ -135,11 +146,12 @@ def import_training(checkpoint: Checkpoint, names: NameMap) -> Training | None:
             f"{checkpoint.path}: its step is {step}, below 0: take the weights alone: --set init.resume=false"
         )
     slots: dict[str, Tensor] = {}
-    for slot in OPTIMIZERS.get(checkpoint.optimizer or "", ()):
+    ours = OPTIMIZERS.get(checkpoint.optimizer or "")
+    for slot in ours.slots if ours else ():
         found = _read(checkpoint, names, checkpoint.slots.get(slot.role, {}))
         slots |= {f"{slot.name}/{name}": value for name, value in found.items()}
     averages = _read(checkpoint, names, checkpoint.averages)
-    return Training(step, averages, checkpoint.optimizer, slots)
+    return Training(step, averages, checkpoint.optimizer, ours and ours.name, slots)
 
 
 def _read(checkpoint: Checkpoint, names: NameMap, places: Mapping[str, str]) -> dict[str, Tensor]:

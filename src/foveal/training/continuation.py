@@ -20,14 +20,19 @@ _COUNT = "step/"  # of Adam's slots, how many updates there were
 
 
 def go_on(
-    training: Training, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+    training: Training,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    average: MovingAverage | None,
 ) -> Iterator[str]:
     """Put averages and slots where they fit, and say what was done, a line each.
 
     Args:
         training: where it stood.
         model: the network, which has its weights already.
-        optimizer: of its parameters; slots that it lacks stay as they are.
+        optimizer: of its parameters.
+        name: the optimizer's in recipes; slots of another one are left as they are.
         average: of its weights, now equal to them; None where the recipe asks for none.
 
     Raises:
@@ -41,18 +46,14 @@ def go_on(
     elif training.averages:
         yield "moving averages: left out, as the recipe has no ema"
     own = optimizer_tensors(optimizer, model)
-    names = [name for name in own if not name.startswith(_COUNT)]
-    if all(name in training.slots for name in names):
-        slots = {name: training.slots[name].to(own[name].dtype) for name in names}
-        counts = {name: torch.full_like(own[name], training.step) for name in own if name not in slots}
-        load_optimizer_tensors(optimizer, model, slots | counts)
-    yield _slots(training, names)
-
-
-def _slots(training: Training, names: list[str]) -> str:
+    wanted = [slot for slot in own if not slot.startswith(_COUNT)]
     theirs = f"those of {training.optimizer}" if training.optimizer else "none"
-    if not names:
-        return f"the optimizer has no slots; the checkpoint has {theirs}"
-    if all(name in training.slots for name in names):
-        return f"slots of the optimizer: {len(names)}, {theirs}"
-    return f"slots of the optimizer: begin anew, the checkpoint has {theirs}"
+    if not wanted:
+        yield f"the optimizer has no slots; the checkpoint has {theirs}"
+    elif training.counterpart == name and training.slots.keys() >= set(wanted):
+        slots = {slot: training.slots[slot].to(own[slot].dtype) for slot in wanted}
+        counts = {slot: torch.full_like(own[slot], training.step) for slot in own if slot not in slots}
+        load_optimizer_tensors(optimizer, model, slots | counts)
+        yield f"slots of the optimizer: {len(wanted)}, {theirs}"
+    else:
+        yield f"slots of the optimizer: begin anew, the checkpoint has {theirs}"

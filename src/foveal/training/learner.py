@@ -122,7 +122,9 @@ class Learner:
             self.average.reset()
         if training is not None:
             self.step = self.first_step = training.step
-            notes = go_on(training, self.model, self.train_step.optimizer, self.average)
+            notes = go_on(
+                training, self.model, self.train_step.optimizer, self.recipe.optimizer.name, self.average
+            )
             report = replace(report, notes=(*report.notes, *notes))
         return report
 

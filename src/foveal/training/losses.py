@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveal.recipe import RmsProp, Sgd
+from foveal.recipe import AdamW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,8 @@ class LossParts:
     variables, and so the ``loss_averages`` of TensorFlow's CIFAR-10 tutorial.
 
     Weight decay is a term of the loss, ``weight_decay / 2 * sum of squares``, where the optimizer adds its
-    gradient to the loss's (SGD, RMSProp). Decoupled decay (AdamW) is none, and is left out.
+    gradient to the loss's (SGD, RMSProp, what Muon leaves to SGD). Decoupled decay (AdamW, Muon's own) is
+    none, and is left out.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class LossParts:
             optimizer: what was made of it; its groups say which parameters decay.
         """
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        decayed = optimizer.param_groups if isinstance(part, Sgd | RmsProp) else ()
+        groups = [] if isinstance(part, AdamW) else optimizer.param_groups
         self._terms = [
             (parameter, group["weight_decay"] / 2)
-            for group in decayed
-            for parameter in (group["params"] if group["weight_decay"] else ())
+            for group in groups
+            if group["weight_decay"] and not group.get("orthogonal")
+            for parameter in group["params"]
         ]
         self._names = [
             _CROSS_ENTROPY,

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "momentum": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
     "adam": {"name": "adamw", "learning_rate": 0.1},
     "rmsprop": {"name": "rmsprop", "learning_rate": 0.1, "momentum": 0.9},
+    "muon": {"name": "muon", "learning_rate": 0.1, "rest_learning_rate": 0.1, "orthogonal": "weight"},
 }
 SLOTS = {
     "momentum": {"momentum_buffer": "Momentum"},
@@ -111,6 +112,12 @@ def test_slots_of_another_optimizer_begin_anew_and_it_is_said(learner, fixtures)
     assert learning.step == 3
     assert not slots(learning)["momentum_buffer/logits.weight"].any()
     assert "slots of the optimizer: begin anew, the checkpoint has those of Adam" in notes
+
+
+def test_muon_has_slots_of_the_same_names_and_does_not_take_those_of_momentum(learner, fixtures):
+    learning, notes = learner(fixtures / "slots_momentum", "muon")
+    assert not slots(learning)["momentum_buffer/logits.weight"].any()
+    assert "begin anew" in notes
 
 
 @pytest.mark.parametrize("change", [{"resume": False}, {"skip": ["bias"]}], ids=["resume = false", "a skip"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.recipe import AdamW, RmsProp, Sgd
+from foveal.recipe import AdamW, Muon, RmsProp, Sgd
 from foveal.training.losses import LossParts
 from foveal.training.optimizer import build_optimizer
 
@@ -18,7 +18,7 @@ def model() -> nn.Module:
     return network
 
 
-def parts(model: nn.Module, part: Sgd | AdamW | RmsProp, decay: float = 0.9) -> LossParts:
+def parts(model: nn.Module, part: Sgd | AdamW | RmsProp | Muon, decay: float = 0.9) -> LossParts:
     return LossParts(decay, model, part, build_optimizer(part, model))
 
 
@@ -67,6 +67,13 @@ def test_what_is_no_term_of_the_loss_is_left_out(model: nn.Module, part: Sgd | A
     found = parts(model, part)
     found.add(torch.tensor(3.0), found.weight_decay())
     assert found.record()["losses"] == {"cross_entropy": 3.0, "total": 3.0}
+
+
+def test_of_muon_only_what_is_left_to_sgd_is_a_term_of_the_loss(model: nn.Module) -> None:
+    part = Muon(learning_rate=0.1, rest_learning_rate=0.1, orthogonal="0.weight", weight_decay=0.5)
+    found = parts(model, part)
+    found.add(torch.tensor(3.0), found.weight_decay())
+    assert found.record()["losses"]["weight_decay"] == {"1.weight": pytest.approx(0.25 * 3**2)}
 
 
 def test_averages_go_on_from_their_state_to_the_bit(model: nn.Module) -> None:
