@@ -1,6 +1,6 @@
 """Saving and loading the state of Inception v3 beside PyTorch, safetensors and TensorFlow.
 
-    python benchmarks/checkpoint.py --shapes inception_v3_variables.json --tensorflow /tmp/tf/bin/python
+    python benchmarks/checkpoint.py --shapes inception_v3_variables.json --tensorflow PYTHON
 
 The state has the variables of the file (a JSON object: name to shape), each with a momentum and an average.
 All contenders save the same tensors, in turn, round after round; the table has medians. Peers do not force

@@ -1,6 +1,6 @@
 """Reading, writing and listing TensorFlow's checkpoints beside TensorFlow.
 
-    python benchmarks/tensorflow_files.py --shapes inception_v3_variables.json --tensorflow /tmp/tf/bin/python
+    python benchmarks/tensorflow_files.py --shapes inception_v3_variables.json --tensorflow PYTHON
 
 The checkpoint has the variables of the file (a JSON object: name to shape), each with a momentum and an
 average; the one that is only listed has 10,000 small variables. Both read the same files from the system's
