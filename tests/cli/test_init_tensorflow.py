@@ -37,6 +37,7 @@ def test_training_goes_on_at_tensorflows_step_and_logs_from_there(go_on, tmp_pat
     outcome = go_on("run", 20_004, "--set", "logging.every=1 step").succeeded()
     assert "model.ckpt-20000: loaded 8 tensors" in outcome.err
     assert "going on at step 20,000" in outcome.err
+    assert ": 4 steps in" in outcome.out
     assert [record["step"] for record in logged(tmp_path / "run")] == [20_001, 20_002, 20_003, 20_004]
     # 55,000 examples, 100 a step
     assert logged(tmp_path / "run")[0]["epoch"] == pytest.approx(20_001 / 550)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from foveal.checkpoints.arrays import to_torch
-from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError
+from foveal.tensorflow.checkpoint import list_checkpoints
 from foveal.tensorflow.name_maps import load_name_map, read_name_map
-from foveal.tensorflow.table import MAGIC
+from foveal.tensorflow.state_file import is_checkpoint
+from foveal.tensorflow.table import is_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,15 +90,8 @@ class Training:
 def is_tensorflow(path: Path) -> bool:
     """Whether it is the prefix of a TensorFlow checkpoint, its file, or a folder that has some."""
     if path.is_dir():
-        return (path / "checkpoint").is_file() or next(path.glob("*.index"), None) is not None
-    return path.with_name(f"{path.name}.index").is_file() or (path.is_file() and _is_table(path))
-
-
-def _is_table(path: Path) -> bool:
-    """Whether a file ends as TensorFlow's tables do, which V1 checkpoints are."""
-    with open_for_reading(path) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
-        return file.read(8) == MAGIC.to_bytes(8, "little")
+        return (path / "checkpoint").is_file() or bool(list_checkpoints(path))
+    return is_checkpoint(path) and (not path.is_file() or is_table(path))
 
 
 def find_name_map(model: str, names: Path | None) -> NameMap:

@@ -92,6 +92,8 @@ def evaluate(
             raise UsageError(
                 "--follow evaluates every checkpoint of one run: leave out the others, and --checkpoint"
             )
+        if tta is not None:
+            raise UsageError("--follow evaluates as the recipe says: leave out --tta, or set evaluation.tta")
         seconds = None if timeout is None else parse_duration(timeout)
         _follow(runs[0], split, weights, data, device, metric or (), timeout=seconds, json=json)
         return

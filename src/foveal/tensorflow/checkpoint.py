@@ -8,7 +8,6 @@ Source: TensorFlow's ``python/training/checkpoint_utils.py`` and
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import time
 from collections import defaultdict
@@ -17,14 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError, UsageError
 from foveal.tensorflow.bundle import Bundle
 from foveal.tensorflow.bundle_writer import write_bundle
 from foveal.tensorflow.object_graph import GRAPH_KEY, ObjectGraph, damaged_graph, read_object_graph
 from foveal.tensorflow.roles import Roles, find_object_roles, find_roles, step_candidates
 from foveal.tensorflow.state_file import CheckpointState, is_checkpoint, read_state, write_state
-from foveal.tensorflow.table import MAGIC, Table
+from foveal.tensorflow.table import Table, is_table
 from foveal.tensorflow.v1 import V1Checkpoint, files_of
 
 if TYPE_CHECKING:
@@ -385,11 +383,8 @@ def _data_files(folder: Path) -> defaultdict[str, list[Path]]:
 def _is_v1(path: Path) -> bool:
     """Whether a file is a V1 checkpoint, or one of its files."""
     try:
-        with open_for_reading(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(size - 8, 0))
-            if file.read(8) != MAGIC.to_bytes(8, "little"):
-                return False
+        if not is_table(path):
+            return False
         V1Checkpoint(path)
     except CheckpointError:
         return False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import NoReturn
 
-__all__ = ["MAGIC", "PLAIN", "SNAPPY", "TRAILER", "Table", "TableEntry", "damaged", "varint"]
+__all__ = ["MAGIC", "PLAIN", "SNAPPY", "TRAILER", "Table", "TableEntry", "damaged", "is_table", "varint"]
 
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48  # bytes: two handles, filled up with zeros to 40, and the magic number
@@ -138,6 +138,13 @@ class Table:
         if offset + size + TRAILER.size > end:
             damaged(self.path, place, f"a block of {size} bytes at byte {offset} reaches beyond byte {end}")
         return (offset, size), at
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file ends as a table does."""
+    with open_for_reading(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
+        return file.read(8) == MAGIC.to_bytes(8, "little")
 
 
 def damaged(path: Path, offset: int, problem: str) -> NoReturn:

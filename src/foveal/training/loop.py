@@ -33,6 +33,7 @@ class TrainResult:
         train_seconds: time spent training, over all restarts, without evaluation.
         examples_per_second: over that time.
         accuracy: of the last weights on the test part; None if the recipe or the data have no such part.
+        first_step: how many of the steps were done before the run began; None if it began at 0.
     """
 
     run: Path
@@ -41,6 +42,7 @@ class TrainResult:
     train_seconds: float
     examples_per_second: float
     accuracy: float | None = None
+    first_step: int | None = None
 
     def report(self) -> dict[str, Any]:
         """As plain values; without ``accuracy`` where nothing was tested."""
@@ -51,7 +53,7 @@ class TrainResult:
         """In a line."""
         accuracy = f", test accuracy {self.accuracy:.2%}" if self.accuracy is not None else ""
         return (
-            f"{self.run}: {self.step:,} steps in {self.train_seconds:.1f} s "
+            f"{self.run}: {self.step - (self.first_step or 0):,} steps in {self.train_seconds:.1f} s "
             f"({self.examples_per_second:,.0f} examples/s){accuracy}"
         )
 
@@ -101,7 +103,9 @@ def train(
         )
     examples = session.steps_done * recipe.batch_size
     rate = examples / session.train_seconds if session.train_seconds else 0.0
-    return TrainResult(folder.path, session.step, finished, session.train_seconds, rate, accuracy)
+    return TrainResult(
+        folder.path, session.step, finished, session.train_seconds, rate, accuracy, session.first_step or None
+    )
 
 
 def _train_steps(session: Session, stop: StopRequest, console: Console) -> None:

@@ -98,9 +98,14 @@ class Session:
         return self.learner.step
 
     @property
+    def first_step(self) -> int:
+        """How many were done before this run."""
+        return self.learner.first_step
+
+    @property
     def steps_done(self) -> int:
         """How many of them this run did, over all restarts."""
-        return self.learner.step - self.learner.first_step
+        return self.step - self.first_step
 
     @property
     def total_steps(self) -> int:
