@@ -65,11 +65,21 @@ def resolve_machine(recipe: Recipe, *, decodes: bool = False) -> Recipe:
     return recipe.model_copy(update=chosen)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a network computes in ``precision``."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def autocast(
+    device: torch.device, precision: str, *, winograd: bool = False
+) -> AbstractContextManager[object]:
+    """The context in which a network computes in ``precision``.
+
+    With ``winograd``, float32 convolutions on a processor are computed by Winograd's algorithm where it is
+    expected to be quicker; without Numba, and elsewhere, it changes nothing.
+    """
+    if precision != "float32":
+        return torch.autocast(device.type, torch.bfloat16)
+    if winograd and device.type == "cpu" and find_spec("numba"):
+        from foveal.convolution.mode import Winograd
+
+        return Winograd()
+    return nullcontext()
 
 
 def keep_freed_memory() -> None:
@@ -84,7 +94,7 @@ def keep_freed_memory() -> None:
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
         library.mallopt(_M_TOP_PAD, 256 << 20)
 
 

@@ -297,7 +297,7 @@ def _evaluate(
 
 def _network(member: _Member) -> Callable[[Tensor], Tensor]:
     """From images to logits, float32 ``[B, classes]``, in inference mode; the network stays as it is."""
-    model, precision = member.model, member.recipe.precision
+    model, recipe = member.model, member.recipe
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     averages = {name: value.to(own[name].dtype) for name, value in (member.averages or {}).items()}
     device = next(model.parameters()).device
@@ -307,8 +307,8 @@ def _network(member: _Member) -> Callable[[Tensor], Tensor]:
         return logits
 
     def infer(images: Tensor) -> Tensor:
-        with undisturbed(model), autocast(device, precision):
-            return mean_logits(call, images.to(device), member.recipe.evaluation.tta).float()
+        with undisturbed(model), autocast(device, recipe.precision, winograd=recipe.winograd):
+            return mean_logits(call, images.to(device), recipe.evaluation.tta).float()
 
     return infer
 

@@ -150,8 +150,9 @@ def _pipeline(recipe: Recipe, files: _Files, *, invert: bool) -> Pipeline:
 def _classify(trained: TrainedRun, images: Any, top: int) -> list[tuple[Guess, ...]]:
     classes = trained.state["classes"]
     batch = torch.as_tensor(images).permute(0, 3, 1, 2).to(trained.device)
-    with torch.inference_mode(), autocast(trained.device, trained.recipe.precision):
-        logits = mean_logits(trained.network, batch, trained.recipe.evaluation.tta)
+    recipe = trained.recipe
+    with torch.inference_mode(), autocast(trained.device, recipe.precision, winograd=recipe.winograd):
+        logits = mean_logits(trained.network, batch, recipe.evaluation.tta)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
     if not best.values.isfinite().all():
         raise CheckpointError(

@@ -13,7 +13,8 @@ from torch.nn import functional
 import foveal
 from foveal.checkpoints.tensorflow_export import export_run
 from foveal.inference import open_run
-from foveal.models.layers import LocalResponseNorm, SameMaxPool2d
+from foveal.models.layers import SameMaxPool2d
+from foveal.models.response_norm import LocalResponseNorm
 from foveal.tensorflow.checkpoint import Checkpoint, save_checkpoint
 from foveal.tensorflow.checkpoint_messages import DTYPES, STRING
 from foveal.tensorflow.name_maps import Placement, load_name_map

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError
-from foveal.models.layers import FlattenNhwc, LocalResponseNorm, SameMaxPool2d, truncated_normal
+from foveal.models.layers import FlattenNhwc, SameMaxPool2d, truncated_normal
+from foveal.models.response_norm import LocalResponseNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

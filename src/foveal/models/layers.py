@@ -78,38 +78,6 @@ class SameMaxPool2d(nn.Module):
         return f"{self.kernel}, stride={self.stride}"
 
 
-class LocalResponseNorm(nn.Module):
-    """``x / (bias + alpha * s) ** beta`` with ``s`` the sum of the squares of x and its neighbour channels.
-
-    Computed in float32, with the parameters of ``tf.nn.local_response_normalization``; PyTorch's layer of
-    this name has the mean of the squares in place of their sum. Source: Krizhevsky, Sutskever, Hinton,
-    "ImageNet Classification with Deep Convolutional Neural Networks", 2012, section 3.3.
-
-    Args:
-        radius: how many channels on either side are neighbours.
-        bias, alpha, beta: as above.
-    """
-
-    def __init__(self, radius: int = 5, bias: float = 1.0, alpha: float = 1.0, beta: float = 0.5) -> None:
-        super().__init__()
-        self.radius, self.bias, self.alpha, self.beta = radius, bias, alpha, beta
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise each pixel of ``[B, C, H, W]``; the result has its dtype."""
-        with torch.autocast(images.device.type, enabled=False):
-            values = images.float()
-            channels = torch.arange(images.shape[1], device=images.device)
-            near = (channels[:, None] - channels).abs() <= self.radius
-            # A product with a band of ones is several times quicker than a pooling over the channels.
-            squares, bias = values.square().permute(0, 2, 3, 1), values.new_full(channels.shape, self.bias)
-            bases = functional.linear(squares, near.float() * self.alpha, bias).permute(0, 3, 1, 2)
-            return (values * bases.pow(-self.beta)).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f"radius={self.radius}, bias={self.bias:g}, alpha={self.alpha:.4g}, beta={self.beta:g}"
-
-
 def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float = 0.0) -> None:
     """Initialise as TensorFlow's ``truncated_normal`` does: what lies beyond two deviations is drawn anew.
 

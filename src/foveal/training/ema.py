@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,9 @@ class MovingAverage:
             raise CheckpointError("the checkpoint's averages are not those of this network's parameters")
         self._copy(tensors)
 
-    def recompute(self, model: nn.Module, batches: Iterable[Tensor], precision: str) -> None:
+    def recompute(
+        self, model: nn.Module, batches: Iterable[Tensor], precision: str, *, winograd: bool = False
+    ) -> None:
         """Measure batch norm's statistics under the averaged weights, and put them among the averages.
 
         A statistic is the plain mean, over the batches, of the batch's mean or unbiased variance (Izmailov et
@@ -81,6 +84,7 @@ class MovingAverage:
             model: the network, on its device.
             batches: images, float32 ``[B, C, H, W]``, on any device; not read where there is no batch norm.
             precision: of the recipe, resolved.
+            winograd: of the recipe.
         """
         norms = dict(_batch_norms(model))
         measured = {name: module for name, module in norms.items() if module.training}
@@ -95,8 +99,9 @@ class MovingAverage:
         # On the processor, where batch norm reads them without waiting for the device.
         counts = {_join(name, "num_batches_tracked"): torch.zeros((), dtype=torch.int64) for name in measured}
         device = next(model.parameters()).device
+        arithmetic = partial(autocast, device, precision, winograd=winograd)
         for images in batches if measured else ():
-            with undisturbed(model), _cumulative(measured.values()), autocast(device, precision):
+            with undisturbed(model), _cumulative(measured.values()), arithmetic():
                 torch.func.functional_call(model, parameters | statistics | counts, (images.to(device),))
         self._copy(statistics)
 

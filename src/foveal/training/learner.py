@@ -207,7 +207,9 @@ class Learner:
             prepare = partial(self.prepare, full_size=True)
             with Loader(prepare, range(part.batches), threads=threads) as batches:
                 images = (batch.images for batch in batches)
-                self.average.recompute(self.model, images, self.recipe.precision)
+                self.average.recompute(
+                    self.model, images, self.recipe.precision, winograd=self.recipe.winograd
+                )
             self._recomputed = self.step
 
 

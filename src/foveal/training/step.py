@@ -17,6 +17,8 @@ from foveal.training.optimizer import build_optimizer
 from foveal.training.schedule import learning_rate_factor, share_of
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from foveal.data.corrupt import CorruptRecord
     from foveal.data.sampler import Sample
     from foveal.recipe import Recipe
@@ -61,6 +63,11 @@ class TrainStep:
         self._total_steps = total_steps
         self._device = device
 
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        recipe = self._recipe
+        winograd = recipe.winograd and recipe.compile is not True  # it could not be compiled
+        return autocast(self._device, recipe.precision, winograd=winograd)
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0; parameters in ``groups`` may have another."""
         return self._rate(step, self._recipe.optimizer.learning_rate, None)
@@ -97,7 +104,7 @@ class TrainStep:
             torch.manual_seed(seed_for(self._recipe.seed.data, f"dropout/step {step}", position))
             images = batch.images[part].to(self._device, non_blocking=True)
             targets = batch.targets[part].to(self._device, non_blocking=True)
-            with autocast(self._device, self._recipe.precision):
+            with self._arithmetic():
                 logits = self._network(images)
             loss = functional.cross_entropy(
                 logits.float(), targets, label_smoothing=self._recipe.loss.label_smoothing

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from foveal.errors import RecipeError, UnknownNameError
 from foveal.models.cifar10_cnn import Cifar10Cnn
-from foveal.models.layers import LocalResponseNorm, SameMaxPool2d, truncated_normal
+from foveal.models.layers import SameMaxPool2d, truncated_normal
 from foveal.models.registry import build_model, end_points
+from foveal.models.response_norm import LocalResponse, LocalResponseNorm
 from foveal.recipe import ModelPart
 
 if TYPE_CHECKING:
@@ -80,6 +81,18 @@ def test_the_response_norm_agrees_with_pytorchs_and_so_does_its_gradient() -> No
     theirs = nn.functional.local_response_norm(images, 9, 0.001, 0.75, 1.0)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad((y * weights).sum(), images)[0] for y in (ours, theirs)))
+
+
+@pytest.mark.parametrize(("radius", "bias", "alpha", "beta"), [(4, 1.0, 0.3, 0.75), (1, 2.0, 0.5, 0.6)])
+def test_the_response_norms_gradient_is_that_of_its_values(
+    radius: int, bias: float, alpha: float, beta: float
+) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randn(3, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda values: LocalResponse.apply(values, radius, bias, alpha, beta),  # type: ignore[no-untyped-call]
+        pixels,
+    )
 
 
 def test_the_response_norm_keeps_the_dtype_and_the_memory_format_and_computes_in_float32() -> None:

@@ -1,0 +1,1 @@
+"""Convolutions on processors, computed faster than directly."""
