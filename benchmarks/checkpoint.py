@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from peers.storage import timed, timed_and_forced
-from train_step import plain_step
+from train_step import NETWORKS
 
 from foveal.checkpoints.layout import read_checkpoint, write_checkpoint
 from foveal.checkpoints.manager import CheckpointManager
@@ -194,7 +194,7 @@ def tensorflow(python: str, shapes: Path, folder: Path, rounds: int) -> dict[str
 
 def training_cost(state: dict[str, dict[str, torch.Tensor]], folder: Path, rounds: int) -> None:
     """Print what a save costs a loop that trains: the time of as many steps with and without it."""
-    step, steps = plain_step(), 40
+    step, steps = NETWORKS["mnist"].plain_step(), 40
     saver = CheckpointSaver(CheckpointManager(folder), [Newest(1)], asynchronous=True)
     costs = []
     for number in range(rounds + 1):

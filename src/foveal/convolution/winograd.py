@@ -1,7 +1,6 @@
 """Convolutions in float32 on a processor by Winograd's algorithm, forward and backward.
 
-Of a 3x3 filter, 16 results take 36 products in place of 144, of a 5x5 filter, 4 results 36 in place of 100.
-Both have the points 0, 1, -1, 2, -2 and infinity, so they share the transform of the images. The backward
+Of a 3x3 filter, 16 results take 36 products in place of 144, of a 5x5 filter 64 in place of 400. The backward
 pass is the transpose of the forward one, so that each gradient's tiles are made once and used twice.
 
 Sources: S. Winograd, "Arithmetic complexity of computations", 1980; A. Lavin, S. Gray, "Fast algorithms for
@@ -11,27 +10,29 @@ has about 1e-6.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from foveal.convolution import kernels
+from foveal.parallel import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-_Result = TypeVar("_Result")
-
-_SIDE = 6  # of the tiles that are multiplied
-_TILES = _SIDE**2
+_TILE = 4  # side of the results that a tile gives
+# The points at which polynomials are taken, but for infinity, and the products of their differences, by the
+# side of the filters.
+_POINTS = {
+    3: ((0, 4), (1, -6), (-1, -6), (2, 24), (-2, 24)),
+    5: ((0, -1), (1, -9 / 2), (-1, -9 / 2), (2, 90), (-2, 90), (1 / 2, 45 / 32), (-1 / 2, 45 / 32)),
+}
 _CHUNK = 6 << 20  # bytes of tiles that a thread works on at a time: a share of the last cache
-_DIRECT, _PRODUCTS, _TRAFFIC, _START = 390e9, 285e9, 15e9, 5e-3
+_DIRECT, _PRODUCTS, _TRAFFIC, _START = 390e9, 285e9, 15e9, 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Plan:
         return cls(weight.shape[2], padding, weight.shape[1], len(weight), *images.shape[2:])
 
     @property
-    def tile(self) -> int:
-        """Side of the results that a tile gives."""
-        return _SIDE - self.kernel + 1
+    def side(self) -> int:
+        """Of the tiles that are multiplied."""
+        return _TILE + self.kernel - 1
 
     @property
     def result(self) -> tuple[int, int]:
@@ -72,7 +73,7 @@ class Plan:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         height, width = self.result
-        return -(-height // self.tile), -(-width // self.tile)
+        return -(-height // _TILE), -(-width // _TILE)
 
     def pays_off(self, count: int) -> bool:
         """Whether so many images should take less time than a direct convolution.
@@ -84,7 +85,7 @@ class Plan:
         """
         rows, columns = self.grid
         height, width = self.result
-        filters, tiles = self.inputs * self.outputs, count * rows * columns * _TILES
+        filters, tiles = self.inputs * self.outputs, count * rows * columns * self.side**2
         direct = 2 * count * height * width * filters * self.kernel**2 / _DIRECT
         moved = 4 * tiles * (self.inputs + self.outputs)
         return 2 * tiles * filters / _PRODUCTS + moved / _TRAFFIC + _START < direct
@@ -92,7 +93,7 @@ class Plan:
     def chunks(self, first: int, last: int) -> Iterator[slice]:
         """Parts of these images whose tiles fit into the cache together."""
         rows, columns = self.grid
-        each = rows * columns * (self.inputs + self.outputs) * _TILES * 4
+        each = rows * columns * (self.inputs + self.outputs) * self.side**2 * 4
         count = last - first
         parts = min(count, -(-count * each // _CHUNK))
         for number in range(parts):
@@ -124,7 +125,7 @@ class WinogradConvolution(torch.autograd.Function):
                 if bias is not None:
                     result[part] += bias
 
-        _in_threads(convolve, len(values))
+        in_threads(convolve, len(values))
         return result.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -139,7 +140,7 @@ class WinogradConvolution(torch.autograd.Function):
         image_gradient = torch.empty_like(values)
 
         def convolve(first: int, last: int) -> Tensor:
-            total = values.new_zeros(_TILES, plan.inputs, plan.outputs)
+            total = values.new_zeros(plan.side**2, plan.inputs, plan.outputs)
             for part in plan.chunks(first, last):
                 products = _output_tiles_transposed(plan, gradients[part])
                 if wants_weight:
@@ -148,7 +149,7 @@ class WinogradConvolution(torch.autograd.Function):
                     _input_tiles_transposed(plan, torch.bmm(products, filters), image_gradient[part])
             return total
 
-        totals = _in_threads(convolve, len(values)) if wants_images or wants_weight else []
+        totals = in_threads(convolve, len(values)) if wants_images or wants_weight else []
         return (
             image_gradient.permute(0, 3, 1, 2) if wants_images else None,
             _transformed_back(torch.stack(totals).sum(0), plan) if wants_weight else None,
@@ -164,31 +165,30 @@ def _nhwc(images: Tensor) -> Tensor:
 
 @cache
 def _filter_transform(kernel: int) -> Tensor:
-    """The matrix G, ``[6, kernel]``: powers of the points over the derivatives of their polynomial."""
-    rows = [[point**power / scale for power in range(kernel)] for point, scale in _POINTS]
+    """The matrix G, ``[side, kernel]``."""
+    rows = [[point**power / scale for power in range(kernel)] for point, scale in _POINTS[kernel]]
     return torch.tensor([*rows, [0.0] * (kernel - 1) + [1.0]])
 
 
-_POINTS = ((0, 4), (1, -6), (-1, -6), (2, 24), (-2, 24))
-
-
 def _transformed(weight: Tensor) -> Tensor:
-    """``G g G^T`` of ``[outputs, inputs, k, k]`` as ``[36, inputs, outputs]``."""
+    """``G g G^T`` of ``[outputs, inputs, k, k]`` as ``[side * side, inputs, outputs]``."""
     matrix = _filter_transform(weight.shape[2])
     return torch.einsum("ia,jb,ocab->ijco", matrix, matrix, weight).flatten(0, 1).contiguous()
 
 
 def _transformed_back(gradient: Tensor, plan: Plan) -> Tensor:
-    """``G^T u G`` of ``[36, inputs, outputs]`` as ``[outputs, inputs, k, k]``."""
+    """``G^T u G`` of ``[side * side, inputs, outputs]`` as ``[outputs, inputs, k, k]``."""
     matrix = _filter_transform(plan.kernel)
-    return torch.einsum("ia,jb,ijco->ocab", matrix, matrix, gradient.view(_SIDE, _SIDE, *gradient.shape[1:]))
+    return torch.einsum(
+        "ia,jb,ijco->ocab", matrix, matrix, gradient.view(plan.side, plan.side, *gradient.shape[1:])
+    )
 
 
 def _input_tiles(plan: Plan, images: Tensor) -> Tensor:
-    """``[36, tiles, inputs]`` of ``[B, H, W, inputs]``."""
+    """``[side * side, tiles, inputs]`` of ``[B, H, W, inputs]``."""
     tiles = _new_tiles(plan, len(images), plan.inputs)
     kernels.input_tiles(
-        _flat(images), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.tile, *plan.grid,
+        _flat(images), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.side, *plan.grid,
         _flat(tiles),
     )  # fmt: skip
     return tiles
@@ -197,55 +197,29 @@ def _input_tiles(plan: Plan, images: Tensor) -> Tensor:
 def _input_tiles_transposed(plan: Plan, tiles: Tensor, images: Tensor) -> None:
     """Fill ``[B, H, W, inputs]``."""
     kernels.input_tiles_transposed(
-        _flat(tiles), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.tile, *plan.grid,
+        _flat(tiles), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.side, *plan.grid,
         _flat(images),
     )  # fmt: skip
 
 
 def _output_tiles(plan: Plan, tiles: Tensor, images: Tensor) -> None:
     """Fill ``[B, height, width, outputs]``."""
-    sizes = (*plan.result, plan.outputs, plan.tile, *plan.grid)
+    sizes = (*plan.result, plan.outputs, plan.side, *plan.grid)
     kernels.output_tiles(_flat(tiles), len(images), *sizes, _flat(images))
 
 
 def _output_tiles_transposed(plan: Plan, images: Tensor) -> Tensor:
-    """``[36, tiles, outputs]`` of ``[B, height, width, outputs]``."""
+    """``[side * side, tiles, outputs]`` of ``[B, height, width, outputs]``."""
     tiles = _new_tiles(plan, len(images), plan.outputs)
-    sizes = (*plan.result, plan.outputs, plan.tile, *plan.grid)
+    sizes = (*plan.result, plan.outputs, plan.side, *plan.grid)
     kernels.output_tiles_transposed(_flat(images), len(images), *sizes, _flat(tiles))
     return tiles
 
 
 def _new_tiles(plan: Plan, count: int, channels: int) -> Tensor:
     rows, columns = plan.grid
-    return torch.empty(_TILES, count * rows * columns, channels)
+    return torch.empty(plan.side**2, count * rows * columns, channels)
 
 
 def _flat(values: Tensor) -> Any:
     return values.detach().view(-1).numpy()
-
-
-def _in_threads(call: Callable[[int, int], _Result], count: int) -> list[_Result]:
-    """Call with the bounds of equal parts of ``count``, in as many threads as torch computes with.
-
-    Each thread goes through all of a part's steps by itself, with torch at one thread: between torch's own
-    parallel loops its threads would wait busily for the next and take the processors from the kernels.
-    """
-    threads = torch.get_num_threads()
-
-    def alone(first: int, last: int) -> _Result:
-        torch.set_num_threads(1)  # of the calling thread
-        return call(first, last)
-
-    parts = min(threads, count)
-    bounds = [count * number // parts for number in range(parts + 1)]
-    others = [_pool().submit(alone, *pair) for pair in pairwise(bounds[1:])]
-    try:
-        return [alone(bounds[0], bounds[1]), *(other.result() for other in others)]
-    finally:
-        torch.set_num_threads(threads)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="winograd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ class LocalResponse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, radius: int, bias: float, alpha: float, beta: float) -> Tensor:
         """Normalise ``values``, float ``[..., C]``."""
+        ctx.parameters = radius, bias, alpha, beta
+        ctx.compiled = _is_for_kernels(values)
+        if ctx.compiled:
+            normalised: Tensor
+            normalised, bases = kernels().normalise(values, *ctx.parameters)
+            ctx.save_for_backward(values, bases)
+            return normalised
         channels = torch.arange(values.shape[-1], device=values.device)
         near = ((channels[:, None] - channels).abs() <= radius).to(values.dtype)
         bases = functional.linear(values.square(), near * alpha, values.new_full(channels.shape, bias))
@@ -61,15 +69,26 @@ class LocalResponse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the values."""
+        if ctx.compiled:
+            result: Tensor = kernels().gradient(gradient, *ctx.saved_tensors, *ctx.parameters)
+            return result, None, None, None, None
         values, near, bases, factors = ctx.saved_tensors
         scaled = gradient * factors
-        return (
-            torch.addcmul(scaled, values, (scaled * values / bases) @ near, value=-1),
-            None,
-            None,
-            None,
-            None,
-        )
+        result = torch.addcmul(scaled, values, (scaled * values / bases) @ near, value=-1)
+        return result, None, None, None, None
+
+
+def _is_for_kernels(values: Tensor) -> bool:
+    """Whether the kernels compute it: float32 on a processor, and nobody is tracing for torch.compile."""
+    on_processor = values.dtype == torch.float32 and values.device.type == "cpu"
+    return on_processor and not torch.compiler.is_compiling() and find_spec("numba") is not None
+
+
+def kernels() -> Any:
+    """The module of compiled kernels; Numba takes a while to import."""
+    from foveal.models import response_norm_kernels
+
+    return response_norm_kernels
 
 
 def _inverse_power(bases: Tensor, beta: float) -> Tensor:
