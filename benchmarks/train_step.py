@@ -34,6 +34,7 @@ from foveal.data.sampler import Sample
 from foveal.data.source import ArraySource, DataSet
 from foveal.device import configured, keep_freed_memory, processors, resolve_machine
 from foveal.models.registry import build_model
+from foveal.processors import shorten_busy_waiting
 from foveal.recipe import override
 from foveal.recipes import load
 from foveal.run_folder import RunFolder
@@ -86,11 +87,11 @@ def in_turn(network: Network, name: str, options: argparse.Namespace) -> dict[st
         script = Path(__file__).parent / "peers" / network.tensorflow
         commands["TensorFlow, float32"] = [options.tensorflow, str(script), steps, str(processors())]
     times: dict[str, list[float]] = {contender: [] for contender in commands}
-    # Importing foveal sets how OpenMP waits, which commands of foveal's have and others would not.
-    others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    plain = dict(os.environ)
+    shorten_busy_waiting()  # as foveal's commands do
     for _ in range(options.rounds):
         for contender, command in commands.items():
-            environment = os.environ if contender.startswith("foveal") else others
+            environment = os.environ if contender.startswith("foveal") else plain
             printed = subprocess.run(
                 command, check=True, capture_output=True, text=True, env=environment
             ).stdout

@@ -12,8 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from foveal.processors import shorten_busy_waiting
-
 if TYPE_CHECKING:
     from foveal.data.combine import balanced, concat, filtered, mix, relabel, skip, split, subset, take
     from foveal.data.expand import expand
@@ -117,8 +115,6 @@ __all__ = [
     "train",
     "verify_resume",
 ]
-
-shorten_busy_waiting()
 
 
 def __getattr__(name: str) -> Any:

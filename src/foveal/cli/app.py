@@ -25,6 +25,7 @@ from foveal.cli import (
     verify_resume,
 )
 from foveal.errors import FovealError
+from foveal.processors import shorten_busy_waiting
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -72,6 +73,7 @@ def options(
 
 def main() -> NoReturn:
     """Run the command line; exits with 0 done, 1 failed, 2 wrong usage, 3 interrupted."""
+    shorten_busy_waiting()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)

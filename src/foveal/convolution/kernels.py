@@ -190,17 +190,8 @@ def input_tiles(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source = i * line + column * _TILE * channels
-                    _input(
-                        side,
-                        tiles,
-                        side * i * across + place,
-                        across,
-                        columns_done,
-                        source,
-                        channels,
-                        channels,
-                    )
+                    source, out = i * line + column * _TILE * channels, side * i * across + place
+                    _input(side, tiles, out, across, columns_done, source, channels, channels)
 
 
 @_kernel
@@ -220,10 +211,8 @@ def input_tiles_transposed(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    out = i * line + column * _TILE * channels
-                    _input_transposed(
-                        side, rows_done, out, channels, tiles, side * i * across + place, across, channels
-                    )
+                    source, out = side * i * across + place, i * line + column * _TILE * channels
+                    _input_transposed(side, rows_done, out, channels, tiles, source, across, channels)
             _input_transposed(side, padded, row * _TILE * line, line, rows_done, 0, line, line)
         for y in range(height):
             start = (y + padding) * line + padding * channels
@@ -244,10 +233,8 @@ def output_tiles(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    out = i * line + column * _TILE * channels
-                    _output(
-                        side, rows_done, out, channels, tiles, side * i * across + place, across, channels
-                    )
+                    source, out = side * i * across + place, i * line + column * _TILE * channels
+                    _output(side, rows_done, out, channels, tiles, source, across, channels)
             start, remaining = (n * height + row * _TILE) * used, height - row * _TILE
             if remaining >= _TILE:
                 _output(side, images, start, used, rows_done, 0, line, used)
@@ -276,14 +263,5 @@ def output_tiles_transposed(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source = i * line + column * _TILE * channels
-                    _output_transposed(
-                        side,
-                        tiles,
-                        side * i * across + place,
-                        across,
-                        columns_done,
-                        source,
-                        channels,
-                        channels,
-                    )
+                    source, out = i * line + column * _TILE * channels, side * i * across + place
+                    _output_transposed(side, tiles, out, across, columns_done, source, channels, channels)

@@ -107,6 +107,21 @@ def test_the_same_images_give_the_same_bits_again(threads: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_every_thread_computes_in_the_mode_of_the_caller(threads: int, mode: type) -> None:
+    images, layer = torch.randn(2 * threads, 8, 12, 12), nn.Conv2d(8, 8, 3, padding=1)
+    with mode():
+        found, expected = winograd(images, layer.weight, layer.bias, 1), layer(images)
+        assert error(found, expected) < 2e-5
+        assert found.requires_grad == expected.requires_grad
+        assert found.is_inference() == expected.is_inference()
+    if found.requires_grad:
+        gradients = [
+            torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in (found, expected)
+        ]
+        assert all(error(*pair) < 1e-4 for pair in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("wanted", ["images", "weight", "bias"])
 def test_only_the_gradients_that_are_needed_are_made(wanted: str) -> None:
     tensors = {
