@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveal.errors import RecipeError
+from foveal.models.norm_gelu import FixedScaleBatchNorm2d, NormGelu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,20 +145,6 @@ class Whitening(nn.Module):
         return f"{self.weight.shape[1]}, {self.filters}, kernel_size={_SIDE}"
 
 
-class FixedScaleBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that learns a bias and no scale: the convolution after it could undo any scale.
-
-    Args:
-        channels: of the images.
-        momentum: share of the batch in a new running statistic.
-    """
-
-    def __init__(self, channels: int, momentum: float) -> None:
-        super().__init__(channels, eps=1e-12, momentum=momentum)
-        del self.weight
-        self.register_buffer("weight", torch.ones(channels), persistent=False)
-
-
 class Group(nn.Module):
     """conv 3x3, pool, norm, GELU, conv 3x3, norm, GELU; or another conv and norm, and a sum, before the last.
 
@@ -173,20 +160,19 @@ class Group(nn.Module):
         self.first = nn.Sequential(
             _convolution(inputs, outputs),
             nn.MaxPool2d(2),
-            FixedScaleBatchNorm2d(outputs, momentum),
-            nn.GELU(),
+            NormGelu(outputs, momentum),
         )
-        layers: list[nn.Module] = []
-        for _ in range(convolutions - 1):
-            layers += [_convolution(outputs, outputs), FixedScaleBatchNorm2d(outputs, momentum), nn.GELU()]
-        self.further = nn.Sequential(*layers[:-1])
         self.residual = convolutions == 3
+        layers: list[nn.Module] = [_convolution(outputs, outputs), NormGelu(outputs, momentum)]
+        if self.residual:  # activated after the sum
+            layers += [_convolution(outputs, outputs), FixedScaleBatchNorm2d(outputs, momentum)]
+        self.further = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, inputs, H, W]`` to ``[B, outputs, H // 2, W // 2]``."""
         hidden = self.first(images)
         further = self.further(hidden)
-        return functional.gelu(further + hidden if self.residual else further)
+        return functional.gelu(further + hidden) if self.residual else further
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:

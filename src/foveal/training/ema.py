@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from foveal.device import autocast
 from foveal.errors import CheckpointError
 from foveal.inference import undisturbed
+from foveal.training.schedule import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +39,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, part: Ema, total_steps: int = 0) -> None:
         """Start from the network's present weights; ``total_steps`` of the run says when ``start`` is."""
-        self._decay, self._start = part.decay, round(part.start * total_steps)
+        self._decay, self._start = part.decay, share_of(total_steps, part.start)
         statistics = {} if part.statistics == "copy" else _statistics(dict(_batch_norms(model)))
         averaged = {name: parameter.detach() for name, parameter in model.named_parameters()}
         if part.statistics == "average":
