@@ -66,19 +66,19 @@ def resolve_machine(recipe: Recipe, *, decodes: bool = False) -> Recipe:
 
 
 def autocast(
-    device: torch.device, precision: str, *, winograd: bool = False
+    device: torch.device, precision: str, *, kernels: bool = False
 ) -> AbstractContextManager[object]:
     """The context in which a network computes in ``precision``.
 
-    With ``winograd``, float32 convolutions on a processor are computed by Winograd's algorithm where it is
-    expected to be quicker; without Numba, and elsewhere, it changes nothing.
+    With ``kernels``, float32 convolutions and max-poolings on a processor are computed by foveal's own where
+    these should be quicker; without Numba, and elsewhere, it changes nothing.
     """
     if precision != "float32":
         return torch.autocast(device.type, torch.bfloat16)
-    if winograd and device.type == "cpu" and find_spec("numba"):
-        from foveal.convolution.mode import Winograd
+    if kernels and device.type == "cpu" and find_spec("numba"):
+        from foveal.kernels.mode import ProcessorKernels
 
-        return Winograd()
+        return ProcessorKernels()
     return nullcontext()
 
 

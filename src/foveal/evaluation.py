@@ -307,7 +307,7 @@ def _network(member: _Member) -> Callable[[Tensor], Tensor]:
         return logits
 
     def infer(images: Tensor) -> Tensor:
-        with undisturbed(model), autocast(device, recipe.precision, winograd=recipe.winograd):
+        with undisturbed(model), autocast(device, recipe.precision, kernels=recipe.kernels):
             return mean_logits(call, images.to(device), recipe.evaluation.tta).float()
 
     return infer

@@ -151,7 +151,7 @@ def _classify(trained: TrainedRun, images: Any, top: int) -> list[tuple[Guess, .
     classes = trained.state["classes"]
     batch = torch.as_tensor(images).permute(0, 3, 1, 2).to(trained.device)
     recipe = trained.recipe
-    with torch.inference_mode(), autocast(trained.device, recipe.precision, winograd=recipe.winograd):
+    with torch.inference_mode(), autocast(trained.device, recipe.precision, kernels=recipe.kernels):
         logits = mean_logits(trained.network, batch, recipe.evaluation.tta)
     best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
     if not best.values.isfinite().all():

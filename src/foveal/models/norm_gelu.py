@@ -69,6 +69,6 @@ def _is_for_kernels(images: Tensor) -> bool:
 
 def _kernels() -> Any:
     """The module of compiled kernels; Numba takes a while to import."""
-    from foveal.models import norm_gelu_kernels
+    from foveal.kernels import norm_gelu
 
-    return norm_gelu_kernels
+    return norm_gelu

@@ -86,9 +86,9 @@ def _is_for_kernels(values: Tensor) -> bool:
 
 def kernels() -> Any:
     """The module of compiled kernels; Numba takes a while to import."""
-    from foveal.models import response_norm_kernels
+    from foveal.kernels import response_norm
 
-    return response_norm_kernels
+    return response_norm
 
 
 def _inverse_power(bases: Tensor, beta: float) -> Tensor:

@@ -329,8 +329,8 @@ class Recipe(Part):
     """How long to train, as passes over the data, instead of steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; weights are float32. auto: whichever this machine measures faster."""
-    winograd: Flag = True
-    """Compute float32 convolutions on a processor by Winograd's algorithm where that should be quicker."""
+    kernels: Flag = True
+    """Use foveal's kernels for float32 convolutions and max-pooling on a processor where they are quicker."""
     compile: Flag | Literal["auto"] = False
     """Compile the network with torch.compile. auto: if that is measured to pay off over the whole run."""
     device: Annotated[str, OPERATIONAL] = "auto"

@@ -72,7 +72,7 @@ class MovingAverage:
         self._copy(tensors)
 
     def recompute(
-        self, model: nn.Module, batches: Iterable[Tensor], precision: str, *, winograd: bool = False
+        self, model: nn.Module, batches: Iterable[Tensor], precision: str, *, kernels: bool = False
     ) -> None:
         """Measure batch norm's statistics under the averaged weights, and put them among the averages.
 
@@ -85,7 +85,7 @@ class MovingAverage:
             model: the network, on its device.
             batches: images, float32 ``[B, C, H, W]``, on any device; not read where there is no batch norm.
             precision: of the recipe, resolved.
-            winograd: of the recipe.
+            kernels: of the recipe.
         """
         norms = dict(_batch_norms(model))
         measured = {name: module for name, module in norms.items() if module.training}
@@ -100,7 +100,7 @@ class MovingAverage:
         # On the processor, where batch norm reads them without waiting for the device.
         counts = {_join(name, "num_batches_tracked"): torch.zeros((), dtype=torch.int64) for name in measured}
         device = next(model.parameters()).device
-        arithmetic = partial(autocast, device, precision, winograd=winograd)
+        arithmetic = partial(autocast, device, precision, kernels=kernels)
         for images in batches if measured else ():
             with undisturbed(model), _cumulative(measured.values()), arithmetic():
                 torch.func.functional_call(model, parameters | statistics | counts, (images.to(device),))

@@ -207,9 +207,7 @@ class Learner:
             prepare = partial(self.prepare, full_size=True)
             with Loader(prepare, range(part.batches), threads=threads) as batches:
                 images = (batch.images for batch in batches)
-                self.average.recompute(
-                    self.model, images, self.recipe.precision, winograd=self.recipe.winograd
-                )
+                self.average.recompute(self.model, images, self.recipe.precision, kernels=self.recipe.kernels)
             self._recomputed = self.step
 
 

@@ -65,8 +65,8 @@ class TrainStep:
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         recipe = self._recipe
-        winograd = recipe.winograd and recipe.compile is not True  # it could not be compiled
-        return autocast(self._device, recipe.precision, winograd=winograd)
+        kernels = recipe.kernels and recipe.compile is not True  # they could not be compiled
+        return autocast(self._device, recipe.precision, kernels=kernels)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0; parameters in ``groups`` may have another."""

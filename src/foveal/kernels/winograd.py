@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from foveal.convolution import kernels
-from foveal.parallel import in_threads
+from foveal.kernels import winograd_tiles
+from foveal.kernels.threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,7 +187,7 @@ def _transformed_back(gradient: Tensor, plan: Plan) -> Tensor:
 def _input_tiles(plan: Plan, images: Tensor) -> Tensor:
     """``[side * side, tiles, inputs]`` of ``[B, H, W, inputs]``."""
     tiles = _new_tiles(plan, len(images), plan.inputs)
-    kernels.input_tiles(
+    winograd_tiles.input_tiles(
         _flat(images), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.side, *plan.grid,
         _flat(tiles),
     )  # fmt: skip
@@ -196,7 +196,7 @@ def _input_tiles(plan: Plan, images: Tensor) -> Tensor:
 
 def _input_tiles_transposed(plan: Plan, tiles: Tensor, images: Tensor) -> None:
     """Fill ``[B, H, W, inputs]``."""
-    kernels.input_tiles_transposed(
+    winograd_tiles.input_tiles_transposed(
         _flat(tiles), len(images), plan.height, plan.width, plan.inputs, plan.padding, plan.side, *plan.grid,
         _flat(images),
     )  # fmt: skip
@@ -205,14 +205,14 @@ def _input_tiles_transposed(plan: Plan, tiles: Tensor, images: Tensor) -> None:
 def _output_tiles(plan: Plan, tiles: Tensor, images: Tensor) -> None:
     """Fill ``[B, height, width, outputs]``."""
     sizes = (*plan.result, plan.outputs, plan.side, *plan.grid)
-    kernels.output_tiles(_flat(tiles), len(images), *sizes, _flat(images))
+    winograd_tiles.output_tiles(_flat(tiles), len(images), *sizes, _flat(images))
 
 
 def _output_tiles_transposed(plan: Plan, images: Tensor) -> Tensor:
     """``[side * side, tiles, outputs]`` of ``[B, height, width, outputs]``."""
     tiles = _new_tiles(plan, len(images), plan.outputs)
     sizes = (*plan.result, plan.outputs, plan.side, *plan.grid)
-    kernels.output_tiles_transposed(_flat(images), len(images), *sizes, _flat(tiles))
+    winograd_tiles.output_tiles_transposed(_flat(images), len(images), *sizes, _flat(tiles))
     return tiles
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveal.convolution.mode import Winograd
-from foveal.convolution.winograd import Plan, WinogradConvolution
 from foveal.device import autocast
+from foveal.kernels.mode import ProcessorKernels
+from foveal.kernels.winograd import Plan, WinogradConvolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,7 @@ def test_only_the_gradients_that_are_needed_are_made(wanted: str) -> None:
 
 def used(module: nn.Module, images: Tensor) -> bool:
     """Whether the module's result was computed by Winograd's algorithm."""
-    with autocast(torch.device("cpu"), "float32", winograd=True):
+    with autocast(torch.device("cpu"), "float32", kernels=True):
         return "WinogradConvolution" in type(module(images).grad_fn).__name__
 
 
@@ -162,7 +162,7 @@ def test_a_context_changes_the_convolutions_that_it_pays_off_for() -> None:
 def test_after_the_context_convolutions_are_direct_again() -> None:
     layer, images = nn.Conv2d(128, 128, 3, padding=1), torch.randn(128, 128, 16, 16)
     direct = layer(images)
-    with Winograd():
+    with ProcessorKernels():
         changed = layer(images)
     assert torch.equal(layer(images), direct)
     assert not torch.equal(changed, direct)
@@ -171,15 +171,15 @@ def test_after_the_context_convolutions_are_direct_again() -> None:
 
 def test_a_context_changes_nothing_but_float32() -> None:
     layer, images = nn.Conv2d(128, 128, 3, padding=1), torch.randn(128, 128, 16, 16)
-    with autocast(torch.device("cpu"), "bfloat16", winograd=True):
+    with autocast(torch.device("cpu"), "bfloat16", kernels=True):
         assert layer(images).dtype == torch.bfloat16
-    with autocast(torch.device("cpu"), "float32", winograd=False):
+    with autocast(torch.device("cpu"), "float32", kernels=False):
         assert "Winograd" not in type(layer(images).grad_fn).__name__
 
 
 def test_errors_of_a_convolution_are_pytorchs() -> None:
     layer, images = nn.Conv2d(128, 128, 3, padding=1), torch.randn(128, 64, 16, 16)
-    with Winograd(), pytest.raises(RuntimeError, match="expected input"):
+    with ProcessorKernels(), pytest.raises(RuntimeError, match="expected input"):
         layer(images)
     with pytest.raises(ValueError, match="images of 64 channels, filters of 128"):
         winograd(images, layer.weight, None, 1)

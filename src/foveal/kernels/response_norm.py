@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import torch
 
-from foveal.parallel import in_threads
+from foveal.kernels.threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
