@@ -1,1 +1,1 @@
-"""Convolutions on processors, computed faster than directly."""
+"""Compiled kernels for processors, in as many threads as torch computes with."""

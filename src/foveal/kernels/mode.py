@@ -75,13 +75,9 @@ def _pooling(
     return_indices: bool = False,
 ) -> tuple[Tensor, tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]] | None:
     """The arguments of :class:`MaxPool`; None where max_pool2d is to do it, or to refuse."""
-    if (
-        return_indices
-        or input.ndim != 4
-        or input.numel() < _POOLED
-        or not _on_processor(input)
-        or _pair(dilation) != (1, 1)
-    ):
+    if return_indices or _pair(dilation) != (1, 1):
+        return None
+    if input.ndim != 4 or input.numel() < _POOLED or not _on_processor(input):
         return None
     kernel, padded = _pair(kernel_size), _pair(padding)
     steps = _pair(stride) if stride not in (None, (), []) else kernel
