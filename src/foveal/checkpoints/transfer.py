@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.checkpoints.layout import read_checkpoint, read_manifest
+from foveal.checkpoints.pretrained import PRETRAINED
 from foveal.checkpoints.pytorch_file import read_state_dict
 from foveal.checkpoints.tensor_file import read_tensor_file
 from foveal.checkpoints.tensorflow_import import (
@@ -112,7 +113,9 @@ def load_initial(init: Init, model: str) -> InitialWeights:
         RecipeError: ``init`` asks for what such a file does not have.
         CheckpointError: they cannot be read, or are not those of ``init.sha256``, if that is set.
     """
-    if _is_ours(init.path):
+    if (name := str(init.path)) in PRETRAINED:
+        initial = _read_pretrained(name, init)
+    elif _is_ours(init.path):
         initial = _read_folder(init.path, init.weights)
     elif is_tensorflow(init.path):
         initial = _read_tensorflow(init, model)
@@ -205,18 +208,30 @@ def _read_folder(path: Path, weights: str) -> InitialWeights:
     )
 
 
+def _read_pretrained(name: str, init: Init) -> InitialWeights:
+    """The weights that a package carries."""
+    _refuse_averages(init)
+    pretrained = PRETRAINED[name]
+    path = pretrained.path()
+    return InitialWeights(pretrained.read(), name, _sha256([path]), (f"read from {path}",))
+
+
 def _read_file(init: Init) -> InitialWeights:
     """The weights in a file."""
     path = init.path
     notes: tuple[str, ...] = ()
-    if init.weights == "ema":
-        raise CheckpointError(f"{path}: init.weights = 'ema' is for runs and checkpoints: leave it out")
+    _refuse_averages(init)
     if path.suffix == ".safetensors":
         tensors = read_tensor_file(path)
     else:
         tensors, keys = read_state_dict(path)
         notes = tuple(f"taken from the file's {key!r}" for key in keys)
     return InitialWeights(tensors, str(path), _sha256([path]), notes)
+
+
+def _refuse_averages(init: Init) -> None:
+    if init.weights == "ema":
+        raise CheckpointError(f"{init.path}: init.weights = 'ema' is for runs and checkpoints: leave it out")
 
 
 def _read_tensorflow(init: Init, model: str) -> InitialWeights:

@@ -25,10 +25,12 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated."),
     ] = None,
     init_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
+            metavar="PATH|MODEL",
             help="Start from the weights of a run, a checkpoint, a .safetensors file or a PyTorch state "
-            "dict; or go on from a TensorFlow checkpoint (its prefix or its folder)."
+            "dict, or of a pretrained model (efficientnet-lite0); or go on from a TensorFlow checkpoint (its "
+            "prefix or its folder).",
         ),
     ] = None,
     init_names: Annotated[
@@ -69,7 +71,7 @@ def train(
         "seed.data": seed,
         "device": device,
         "data.path": data and str(data.resolve()),
-        "init.path": init_from and str(init_from.resolve()),
+        "init.path": init_from and _starting_point(init_from),
         "init.names": init_names and str(init_names.resolve()),
         "init.map": init_map or None,
         "init.skip": init_skip or None,
@@ -89,6 +91,13 @@ def train(
         typer.echo(result.summary())
     if not result.finished:
         raise typer.Exit(3)
+
+
+def _starting_point(text: str) -> str:
+    """What ``--init-from`` names: a bare name of a pretrained model, or else an absolute path."""
+    from foveal.checkpoints.pretrained import PRETRAINED
+
+    return text if text in PRETRAINED else str(Path(text).resolve())
 
 
 def _change(key: str, value: object) -> str:

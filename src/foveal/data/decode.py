@@ -1,8 +1,8 @@
 """Image files to pixels, with limits: nothing a file claims can exhaust memory.
 
 JPEG is decoded by libjpeg-turbo through simplejpeg, whose every warning is an error; all else, JPEG of four
-inks, and everything where there is no Numba to resize with, by Pillow. Pixels are upright (EXIF orientation
-applied), of 8 bits, with transparency laid on white.
+inks, and everything where there is no Numba to resize with, by Pillow, which also does the bicubic resizing.
+Pixels are upright (EXIF orientation applied), of 8 bits, with transparency laid on white.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from foveal.recipe.transforms import Method
+
     Window = tuple[int, int, int, int]
 
 PIXEL_LIMIT = 200_000_000
@@ -37,6 +39,7 @@ _OPENING = threading.Lock()  # Pillow's own limit is a global of its module
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the tag, in EXIF and TIFF
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # JPEG's own reduced sizes do a part of the shrinking, where they leave so many times the rows and columns
 # wanted: several times as fast, and 45 dB or more from decoding in full for targets of 64 pixels and more.
 _HEADROOM = 2
@@ -109,8 +112,11 @@ def decode_batch(
     shape: tuple[int, int, int],
     windows: Sequence[Window | None] | None,
     keys: Sequence[str],
+    method: Method = "bilinear",
 ) -> NDArray[np.uint8]:
     """Images as :func:`decode` gives them, uint8 ``[B, *shape]``; windows of None are the whole images.
+
+    With ``method`` "bicubic", they are decoded in full and resized with that antialiased filter.
 
     Raises:
         ImageError: for the first that cannot be decoded.
@@ -120,20 +126,22 @@ def decode_batch(
     for pixels, content, window, key in zip(
         batch, contents, windows or [None] * len(contents), keys, strict=True
     ):
-        decode_into(pixels, content, window, key)
+        decode_into(pixels, content, window, key, method)
     return batch
 
 
-def decode_into(pixels: NDArray[np.uint8], content: bytes, window: Window | None, key: str) -> None:
-    """:func:`decode`, into an array of the shape wanted."""
+def decode_into(
+    pixels: NDArray[np.uint8], content: bytes, window: Window | None, key: str, method: Method = "bilinear"
+) -> None:
+    """:func:`decode`, into an array of the shape wanted, with the filter wanted."""
     try:
         if content.startswith(_JPEG) and (found := _scan_jpeg(content)).plain and find_spec("numba"):
             _check_size(found.width, found.height, content, key)
-            if _decode_jpeg(pixels, content, window, found):
+            if _decode_jpeg(pixels, content, window, found, method):
                 return
         with _open(content) as image:
             _check_size(image.width, image.height, content, key)
-            _decode_pillow(pixels, image, window, _turn(image, content))
+            _decode_pillow(pixels, image, window, _turn(image, content), method)
     except _DAMAGED as error:
         raise _refusal(error, content, key) from None
 
@@ -230,23 +238,26 @@ def _turn(image: Image.Image, content: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _decode_jpeg(pixels: NDArray[np.uint8], content: bytes, window: Window | None, found: _Found) -> bool:
+def _decode_jpeg(
+    pixels: NDArray[np.uint8], content: bytes, window: Window | None, found: _Found, method: Method
+) -> bool:
     """Decode a JPEG, unless its colours are sampled in one of the rare ways that TurboJPEG does not know."""
     import simplejpeg
 
     from foveal.data.resize import resize
 
-    top, left, height, width = _stored(window, found.height, found.width, found.orientation)
+    part = top, left, height, width = _stored(window, found.height, found.width, found.orientation)
     target = _unturned(pixels, found.orientation)
     rows, columns, channels = target.shape
     grey = channels == 1
     size = found.height * found.width * (1 if grey else 4)
+    reduced = method == "bilinear"
     try:
         stored = simplejpeg.decode_jpeg(
             content,
             "GRAY" if grey else "RGBX",
-            min_height=-(-max(_HEADROOM * rows, _LEAST) * found.height // height),
-            min_width=-(-max(_HEADROOM * columns, _LEAST) * found.width // width),
+            min_height=-(-max(_HEADROOM * rows, _LEAST) * found.height // height) if reduced else 0,
+            min_width=-(-max(_HEADROOM * columns, _LEAST) * found.width // width) if reduced else 0,
             min_factor=2,
             buffer=_memory(size) if size <= _HELD else None,
         )
@@ -256,6 +267,11 @@ def _decode_jpeg(pixels: NDArray[np.uint8], content: bytes, window: Window | Non
         raise
     if (height, width) == (rows, columns):
         target[...] = stored[top : top + height, left : left + width, :channels]
+        return True
+    if not reduced:
+        mode = "L" if grey else "RGBX"
+        image = Image.frombuffer(mode, stored.shape[1::-1], stored, "raw", mode, 0, 1)
+        _fit(target, image, part, method)
         return True
     scale = min(8, 8 * max(stored.shape[:2]) // max(found[:2])) / 8  # eighths; the sizes are rounded up
     resized = pixels if target is pixels else np.empty(target.shape, np.uint8)
@@ -274,17 +290,22 @@ def _memory(size: int) -> bytearray:
 
 
 def _decode_pillow(
-    pixels: NDArray[np.uint8], image: Image.Image, window: Window | None, orientation: int
+    pixels: NDArray[np.uint8], image: Image.Image, window: Window | None, orientation: int, method: Method
 ) -> None:
     target = _unturned(pixels, orientation)
+    plain = _without_alpha(image).convert("L" if target.shape[2] == 1 else "RGB")
+    _fit(target, plain, _stored(window, plain.height, plain.width, orientation), method)
+
+
+def _fit(target: NDArray[np.uint8], image: Image.Image, window: Window, method: Method) -> None:
+    """Cut a window out, and resize it to the size of ``target``, which takes the first channels."""
     rows, columns, channels = target.shape
-    plain = _without_alpha(image).convert("L" if channels == 1 else "RGB")
-    top, left, height, width = _stored(window, plain.height, plain.width, orientation)
-    if window is not None:
-        plain = plain.crop((left, top, left + width, top + height))
-    if plain.size != (columns, rows):
-        plain = plain.resize((columns, rows), Image.Resampling.BILINEAR)
-    target[...] = np.asarray(plain).reshape(target.shape)
+    top, left, height, width = window
+    if image.size != (width, height):
+        image = image.crop((left, top, left + width, top + height))
+    if image.size != (columns, rows):
+        image = image.resize((columns, rows), _FILTERS[method])
+    target[...] = np.asarray(image).reshape(rows, columns, -1)[..., :channels]
 
 
 def _stored(window: Window | None, rows: int, columns: int, orientation: int) -> Window:

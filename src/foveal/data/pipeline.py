@@ -171,7 +171,8 @@ class Pipeline:
             if sizes is None:  # from a stream, or a source of the user's own
                 sizes = [read_header(*each)[:2] for each in zip(images.contents, names, strict=True)]
             windows = self._augment.windows(np.array(sizes, np.int64), self._draws(sample)).tolist()
-        pixels = decode_batch(images.contents, self._augment.decoded_shape, windows, names)
+        shape, method = self._augment.decoded_shape, self._augment.method
+        pixels = decode_batch(images.contents, shape, windows, names, method)
         self._count("decode", start)
         return _Pixels(pixels, batch.targets)
 

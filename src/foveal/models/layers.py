@@ -45,6 +45,49 @@ class Dropout(nn.Module):
         return f"{self.dropped / 65536:.4g}"
 
 
+class StochasticDepth(nn.Module):
+    """Zero the whole residual of some examples, and scale up the others (Huang et al., 2016).
+
+    Args:
+        probability: share of the examples whose residual training zeroes, in [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """``[B, ...]`` to the same; in evaluation, what it was given."""
+        if not self.training or self.probability == 0:
+            return residual
+        kept = 1 - self.probability
+        mask = residual.new_empty(len(residual), *[1] * (residual.ndim - 1)).bernoulli_(kept)
+        return residual * (mask / kept)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.probability:.4g}"
+
+
+class SameConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with TensorFlow's ``SAME`` padding, which depends on the size of the image.
+
+    The output has ``ceil(size / stride)`` rows or columns. Where an odd number of zeros must be added, the
+    bottom and the right get one more. Source: ``tf.nn.convolution``'s notes on padding.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, outputs, ceil(H / stride), ceil(W / stride)]``."""
+        sizes = zip(images.shape[2:], self.kernel_size, self.stride, strict=True)
+        top, left = added = [_same_padding(*each) for each in sizes]
+        if top % 2 or left % 2:
+            before, after = [each // 2 for each in added], [(each + 1) // 2 for each in added]
+            images = functional.pad(images, (before[1], after[1], before[0], after[0]))
+            top = left = 0
+        padding = (top // 2, left // 2)
+        return functional.conv2d(images, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+
 class SameMaxPool2d(nn.Module):
     """Max-pooling with TensorFlow's ``SAME`` padding, which depends on the size of the image.
 
@@ -66,16 +109,17 @@ class SameMaxPool2d(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C, ceil(H / stride), ceil(W / stride)]``."""
         # PyTorch pads evenly; ceil_mode lets the last window reach over the edge, which is the one more.
-        before = [self._added(size) // 2 for size in images.shape[2:]]
+        before = [_same_padding(size, self.kernel, self.stride) // 2 for size in images.shape[2:]]
         return functional.max_pool2d(images, self.kernel, self.stride, before, ceil_mode=True)
-
-    def _added(self, size: int) -> int:
-        """How many rows or columns are added to so many."""
-        return max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"{self.kernel}, stride={self.stride}"
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> int:
+    """How many rows or columns ``SAME`` adds to so many, on both sides together."""
+    return max((-(-size // stride) - 1) * stride + kernel - size, 0)
 
 
 def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float = 0.0) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveal.errors import RecipeError, UnknownNameError
 from foveal.models.cifar10_cnn import Cifar10Cnn
 from foveal.models.dense import Dense
+from foveal.models.efficientnet_lite import EfficientNetLite0
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
 from foveal.models.whitened_cnn import WhitenedCnn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cifar10_cnn": Cifar10Cnn,
     "dense": Dense,
+    "efficientnet_lite0": EfficientNetLite0,
     "mnist_cnn": MnistCnn,
     "small_cnn": SmallCnn,
     "whitened_cnn": WhitenedCnn,

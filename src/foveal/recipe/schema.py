@@ -192,7 +192,8 @@ class Init(Part):
 
     path: Annotated[Path, OPERATIONAL]
     """A run folder, a checkpoint folder, a .safetensors file, a PyTorch state dict (.pt, .pth), or a
-    TensorFlow checkpoint: its prefix, or a folder of such."""
+    TensorFlow checkpoint: its prefix, or a folder of such. Or the name of a pretrained model:
+    'efficientnet-lite0', whose weights come with foveal[pretrained]."""
     sha256: str | None = None
     """Of the file of weights; filled in when the run is begun."""
     weights: Literal["auto", "ema", "raw"] = "auto"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from foveal.recipe.fields import (
+    Flag,
     NonNegativeFloat,
     Options,
     Part,
@@ -33,6 +34,7 @@ ShareRange = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ordered)
 ]
 Border = Literal["zero", "reflect"]
+Method = Literal["bilinear", "bicubic"]
 
 
 class Translate(Part):
@@ -107,20 +109,26 @@ class CentralCrop(Part):
     """Height and width in pixels. Where images differ in size, smaller ones are scaled up to it."""
     fraction: Share | None = None
     """Share of the height and of the width."""
+    square: Flag = False
+    """Cut out a square instead, whose side is that fraction of the shorter side."""
 
     @model_validator(mode="after")
     def _check(self) -> CentralCrop:
         if (self.size is None) == (self.fraction is None):
             raise ValueError("central_crop takes size or fraction, one of the two")
+        if self.square and self.fraction is None:
+            raise ValueError("square = true goes with a fraction: size says height and width itself")
         return self
 
 
 class Resize(Part):
-    """Scale to a size, whatever the proportions; antialiased bilinear, as Pillow's BILINEAR."""
+    """Scale to a size, whatever the proportions; antialiased."""
 
     name: Literal["resize"] = "resize"
     size: Size
     """Height and width afterwards, in pixels."""
+    method: Method = "bilinear"
+    """As Pillow's BILINEAR, or its BICUBIC (Keys, 1981, a = -0.5), which is sharper and takes longer."""
 
 
 class RandomResizedCrop(Part):

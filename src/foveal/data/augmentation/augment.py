@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveal.recipe import Normalization, Transform
+    from foveal.recipe.transforms import Method
     from foveal.seeding import Draws
 
 _MOVING = Translate | Flip | AlternatingFlip | RandomCrop | PadCrop | CentralCrop
@@ -70,6 +71,7 @@ class Augmentation:
     Attributes:
         output_shape: height, width and channels of what comes out.
         decoded_shape: those of what goes in.
+        method: the filter with which decoding is to resize.
         mixes: whether there is a ``mixup`` or ``cutmix``.
 
     Raises:
@@ -96,6 +98,7 @@ class Augmentation:
                 self._refuse(number, transform, "mixes finished images: put it last")
         del numbered[len(numbered) - len(self._mixing) :]
         self._sizing: Transform | None = None
+        self.method: Method = "bilinear"
         if image_shape is None:
             image_shape = (*self._size_by_decoding(numbered), channels or 3)
         self.decoded_shape = image_shape
@@ -192,6 +195,8 @@ class Augmentation:
             )
         count, size = found
         self._sizing = numbered[0][1]
+        if isinstance(last := numbered[count - 1][1], Resize):
+            self.method = last.method
         del numbered[:count]
         return size
 

@@ -42,7 +42,7 @@ class Backend(Protocol):
         lefts: NDArray[np.int64],
         horizontal: NDArray[np.int32],
     ) -> Any:
-        """Antialiased bilinear scaling."""
+        """Antialiased scaling."""
 
     def histogram(self, images: Any) -> NDArray[np.int64]:
         """How often each byte occurs."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from foveal.recipe import Affine, CentralCrop, RandomResizedCrop
+    from foveal.recipe.transforms import Method
     from foveal.seeding import Draws
 
 _TRIES = 10  # of drawing a window that fits, as in Inception's and torchvision's pipelines
@@ -54,9 +55,13 @@ def centred(
 def central_windows(transform: CentralCrop, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The middle of images of ``sizes`` int64 ``[B, 2]``: top, left, height and width, int64 ``[B, 4]``.
 
-    A fraction leaves out equal numbers of pixels on both sides, as tf.image.central_crop. Of an image smaller
-    than the size asked for, it is the largest part of the same proportions.
+    A fraction leaves out equal numbers of pixels on both sides, as tf.image.central_crop; a square's side is
+    rounded down, and of an odd number of pixels one more is left out above it and to its left, as in
+    EfficientNet. Of an image smaller than the size asked for, it is the largest part of the same proportions.
     """
+    if transform.square and transform.fraction is not None:
+        side = np.maximum(sizes.min(axis=1, keepdims=True) * transform.fraction, 1).astype(np.int64)
+        return np.concatenate([(sizes - side + 1) // 2, side, side], axis=1)
     if transform.fraction is not None:
         start = ((sizes - sizes * transform.fraction) / 2).astype(np.int64)
         return np.concatenate([start, sizes - 2 * start], axis=1)
@@ -114,32 +119,55 @@ def erased_boxes(drawn: NDArray[np.float64], height: int, width: int) -> NDArray
     return np.concatenate([np.floor(drawn[2:4] * (extent - inside + 1)), inside])
 
 
-def resize_weights(
-    size: int, start: NDArray[np.int64], length: NDArray[np.int64], result: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Pillow's antialiased bilinear filter along one axis, in fixed point.
+def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The bilinear filter: the weight of a pixel at a distance of at least 0."""
+    return np.maximum(1 - distance, 0.0)
 
-    A triangle as wide as two input pixels, or two output ones where these are larger; its weights are
-    normalised and rounded to 22 bits. Pixels beside the window take no part, as if it were cut out first.
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The bicubic filter (Keys, 1981), with a = -0.5."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+_FILTERS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}  # and how far they reach
+
+
+def resize_weights(
+    size: int,
+    start: NDArray[np.int64],
+    length: NDArray[np.int64],
+    result: int,
+    method: Method = "bilinear",
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Pillow's antialiased filters along one axis, in fixed point.
+
+    A filter is as wide as two input pixels (bicubic: four), or as many output ones where these are larger.
+    Its weights are normalised and rounded to 22 bits. Pixels beside the window take no part, as if it were
+    cut out first.
 
     Args:
         size: input pixels.
         start: int64 ``[B]``, where the window begins.
         length: int64 ``[B]``, its length.
         result: output pixels.
+        method: the filter.
 
     Returns:
         the first input pixel of each output one, int64 ``[B, result]``; and the weights of those from it on,
         int32 ``[B, result, K]`` in units of 2^-22.
     """
     scale = (length / result)[:, None]
-    support = np.maximum(scale, 1.0)
+    weigh, reach = _FILTERS[method]
+    stretch = np.maximum(scale, 1.0)
+    support = reach * stretch
     taps = min(size, 2 * math.ceil(support.max(initial=1.0)) + 1)
     centre = (np.arange(result) + 0.5) * scale  # in the window
     first = start[:, None] + np.maximum(np.floor(centre - support + 0.5), 0).astype(np.int64)
     first = np.minimum(first, size - taps)
     places = (first - start[:, None])[..., None] + np.arange(taps)
-    weights = np.maximum(1 - np.abs((places - centre[..., None] + 0.5) * (1 / support)[..., None]), 0.0)
+    weights = weigh(np.abs((places - centre[..., None] + 0.5) * (1 / stretch)[..., None]))
     weights *= (places >= 0) & (places < length[:, None, None])
     weights /= np.cumsum(weights, axis=-1)[..., -1:]  # summed in order, as Pillow does
     return first, np.floor(weights * (1 << 22) + 0.5).astype(np.int32)

@@ -62,13 +62,15 @@ def byte_stage(transform: ByteTransform, purpose: str, backend: Backend, size: t
 def _scaling(
     transform: Resize | RandomResizedCrop, purpose: str, backend: Backend, size: tuple[int, int]
 ) -> Stage:
+    method = transform.method if isinstance(transform, Resize) else "bilinear"
+
     def weights(windows: NDArray[np.int64]) -> list[Any]:
         """What the kernel takes: places and weights of rows, then of columns."""
         return [
             part
             for axis in range(2)
             for part in resize_weights(
-                size[axis], windows[:, axis], windows[:, 2 + axis], transform.size[axis]
+                size[axis], windows[:, axis], windows[:, 2 + axis], transform.size[axis], method
             )
         ]
 
