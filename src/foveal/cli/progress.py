@@ -50,6 +50,7 @@ class DownloadBar:
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
+                redirect_stdout=False,  # results go where they were sent
             )
             self._task = self._bar.add_task(name, total=total_bytes)
             self._bar.start()

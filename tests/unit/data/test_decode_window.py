@@ -38,12 +38,12 @@ def psnr(one, other):
     return 10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2))
 
 
-def reference(pixels, shape, window=None):
-    """What Pillow makes of it: cut out, and resized with its antialiased bilinear filter."""
+def reference(pixels, shape, window=None, method="bilinear"):
+    """What Pillow makes of it: cut out, and resized with its antialiased filter."""
     top, left, height, width = window or (0, 0, *pixels.shape[:2])
     image = Image.fromarray(pixels[top : top + height, left : left + width])
-    resized = image.convert("L" if shape[2] == 1 else "RGB").resize(shape[1::-1], Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(shape)
+    image = image.convert("L" if shape[2] == 1 else "RGB")
+    return np.asarray(image.resize(shape[1::-1], Image.Resampling[method.upper()])).reshape(shape)
 
 
 class TestAHeader:
@@ -168,6 +168,20 @@ class TestResizing:
             found = decode(content, (*shape, channels), window, "x")
             expected = reference(pixels, (*shape, channels), window)
             assert np.abs(found.astype(int) - expected).max() <= 1
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_with_the_bicubic_filter_is_that_of_the_whole_image_by_pillow(self, kind, orientation, channels):
+        content = encoded(photograph(300, 400), kind, orientation)
+        shape = (300, 400) if orientation == 1 else (400, 300)
+        full = decode(content, (*shape, channels), None, "x")
+        pixels = full[..., 0] if channels == 1 else full
+        for window in (None, (31, 52, 262, 202)):
+            (found,) = decode_batch([content], (40, 30, channels), [window], ["x"], "bicubic")
+            expected = reference(pixels, (40, 30, channels), window, "bicubic")
+            assert np.abs(found.astype(int) - expected).max() <= 1
+            assert (found != decode(content, (40, 30, channels), window, "x")).any()
 
     def test_leaves_one_colour_as_it_is(self):
         for value in (0, 1, 128, 254, 255):

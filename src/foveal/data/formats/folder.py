@@ -189,7 +189,7 @@ def _open_part(root: Path, progress: ProgressReporter | None) -> _Part:
     if not root.is_dir():
         raise DataError(f"{printable(root)}: there is no such folder")
     top = next(walk(str(root)))
-    rejected = [(printable(root / name), "is in no folder of a class") for name in _images(top)]
+    rejected = [(printable(root / name), "is in no folder of a class") for name in image_names(top)]
     labels = array("q")
 
     def files() -> Iterator[str]:
@@ -197,7 +197,7 @@ def _open_part(root: Path, progress: ProgressReporter | None) -> _Part:
             for folder in walk(str(root / name)):
                 links = (printable(f"{folder.path}/{link}") for link in folder.broken)
                 rejected.extend((link, "is a link to nothing") for link in links)
-                for file in _images(folder):
+                for file in image_names(folder):
                     labels.append(label)
                     yield f"{folder.path}/{file}"
 
@@ -218,6 +218,6 @@ def _open_part(root: Path, progress: ProgressReporter | None) -> _Part:
     return _Part(root, top.folders, paths, table, rejected + found.rejected)
 
 
-def _images(folder: Folder) -> list[str]:
-    """The files of a folder that are meant to be images."""
+def image_names(folder: Folder) -> list[str]:
+    """The files of a folder that are meant to be images: all but those that usually lie beside them."""
     return [name for name in folder.files if not name.lower().endswith(_OTHERS)]

@@ -373,6 +373,7 @@ class TestEncodedImages:
             [RandomResizedCrop(size=(8, 6)), Flip()],
             [CentralCrop(size=(8, 6)), Flip()],
             [CentralCrop(fraction=0.875), Resize(size=(8, 6)), Flip()],
+            [CentralCrop(fraction=0.875, square=True), Resize(size=(8, 6), method="bicubic"), Flip()],
         ],
     )
     def test_are_made_one_size_by_decoding_a_window_inside_them(self, transforms):

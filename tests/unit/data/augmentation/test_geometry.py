@@ -114,25 +114,28 @@ class TestAffine:
 
 
 class TestResize:
+    @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize(
         ("size", "result"),
         [((7, 9), (3, 4)), ((5, 5), (11, 13)), ((40, 30), (7, 30)), ((30, 64), (32, 17)), ((1, 1), (3, 2))],
     )
-    def test_gives_what_pillow_gives(self, size, result, channels):
+    def test_gives_what_pillow_gives(self, size, result, channels, method):
         images = noise(2, *size, channels)
-        scaled = augment([Resize(size=result)], images)
+        scaled = augment([Resize(size=result, method=method)], images)
         for image, own in zip(images, scaled, strict=True):
             pillow = Image.fromarray(image.squeeze(2) if channels == 1 else image)
-            expected = np.asarray(pillow.resize(result[::-1], Image.Resampling.BILINEAR))
+            expected = np.asarray(pillow.resize(result[::-1], Image.Resampling[method.upper()]))
             # Pillow begins with whichever axis is less work, and rounds in between.
-            assert np.abs(own - expected.reshape(*result, channels)).max() <= 1
+            most = 1 if method == "bilinear" else 2  # what is rounded first counts up to 1.25 times then
+            assert np.abs(own - expected.reshape(*result, channels)).max() <= most
 
+    @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("result", [(3, 8), (20, 8), (9, 3), (9, 20), (1, 8)])
-    def test_along_one_axis_gives_the_bytes_that_pillow_gives(self, result):
+    def test_along_one_axis_gives_the_bytes_that_pillow_gives(self, result, method):
         image = noise(1, 9, 8, 3)
-        expected = Image.fromarray(image[0]).resize(result[::-1], Image.Resampling.BILINEAR)
-        assert np.array_equal(augment([Resize(size=result)], image)[0], np.asarray(expected))
+        expected = Image.fromarray(image[0]).resize(result[::-1], Image.Resampling[method.upper()])
+        assert np.array_equal(augment([Resize(size=result, method=method)], image)[0], np.asarray(expected))
 
     def test_to_the_same_size_changes_nothing(self):
         images = noise(2, 9, 8, 3)
@@ -188,6 +191,12 @@ class TestCentralCrop:
     def test_by_fraction_leaves_out_the_same_on_both_sides(self):
         windows = central_windows(CentralCrop(fraction=0.875), np.array([[320, 241], [1, 2]]))
         assert windows.tolist() == [[20, 15, 280, 211], [0, 0, 1, 2]]
+
+    def test_by_fraction_may_be_a_square_of_the_shorter_side(self):
+        sizes = np.array([[375, 500], [500, 333], [256, 256], [1, 9]])
+        windows = central_windows(CentralCrop(fraction=0.875, square=True), sizes)
+        # As EfficientNet's evaluation: the side is rounded down, the room before it up.
+        assert windows.tolist() == [[24, 86, 328, 328], [105, 21, 291, 291], [16, 16, 224, 224], [0, 4, 1, 1]]
 
     def test_by_size_keeps_the_proportions_in_smaller_images(self):
         sizes = np.array([[300, 400], [100, 400], [200, 50], [1, 1]])
