@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ BAD = {
     "missing.png": (make_missing, ("no such file",)),
     "empty.png": (lambda path: path.touch(), ("empty",)),
     "text.png": (lambda path: path.write_text("hello\n"), ("not an image",)),
-    "folder.png": (lambda path: path.mkdir(), ("cannot be read",)),
+    "folder.png": (lambda path: path.mkdir(), ("is a folder without images",)),
+    "[1]*.png": (make_missing, ("no file matches",)),
     "huge.png": (lambda path: png_of_size(path, 20_000, 10_001), ("20000 x 10001", "200,000,000")),
     "hollow.png": (lambda path: png_of_size(path, 8, 8), ("cannot be read",)),
 }
@@ -132,6 +134,26 @@ def test_file_with_wrong_bytes_anywhere_is_an_error_of_that_file_or_classified(
 def test_image_of_just_the_limit_is_not_refused_for_its_size(predict, tmp_path):
     png_of_size(tmp_path / "a.png", 20_000, 10_000)
     assert "200,000,000" not in predict(tmp_path / "a.png").err
+
+
+def test_a_folder_and_a_pattern_are_the_files_they_stand_for(predict, image, tmp_path):
+    folder = tmp_path / "scans/of a digit"
+    folder.mkdir(parents=True)
+    for name in ("1.png", "ä 2.png"):
+        (folder / name).write_bytes(image.read_bytes())
+    (tmp_path / "scans/notes.txt").touch()
+    plain, *others = predict(image, tmp_path / "scans", f"{tmp_path}/**/?.png", "--json").document[
+        "predictions"
+    ]
+    assert [Path(each["file"]).name for each in others] == ["1.png", "ä 2.png", "1.png"]
+    assert all(each["top"] == plain["top"] for each in others)
+
+
+def test_results_are_printed_while_others_are_still_to_come(start, trained_run, image):
+    process = start("predict", trained_run, *[image] * 64, os.devnull, "--format", "jsonl", bufsize=1)
+    first = json.loads(process.stdout.readline())
+    assert first["top"]
+    assert len(process.communicate(timeout=60)[0].splitlines()) == 64
 
 
 def test_bad_files_among_many_keep_their_places(predict, image, tmp_path):

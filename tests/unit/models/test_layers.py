@@ -66,7 +66,7 @@ def windows(size: int, kernel: int, stride: int) -> list[slice]:
 def test_stochastic_depth_zeroes_whole_examples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     out = StochasticDepth(0.25).train()(torch.ones(4000, 2, 3))
-    assert set(out.flatten(1).amax(1).tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert sorted(set(out.flatten(1).amax(1).tolist())) == pytest.approx([0, 4 / 3])
     assert torch.equal(out.flatten(1).amax(1), out.flatten(1).amin(1))
     assert out.mean().item() == pytest.approx(1, abs=0.05)
 
