@@ -82,6 +82,12 @@ def autocast(
     return nullcontext()
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that it was given; a processor has, when a function returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step instead of returning it to the system.
 
@@ -96,6 +102,13 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(_M_TRIM_THRESHOLD, -1)
         library.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def return_freed_memory() -> None:
+    """Have the C library return to the system what is freed now, in spite of :func:`keep_freed_memory`."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from foveal.answering import Answering
 from foveal.data.catalog import open_data
 from foveal.data.input import evaluation_pipeline
-from foveal.device import autocast, configured
+from foveal.device import configured
 from foveal.ensemble import check_ensemble, mean_answer, shared_batches
 from foveal.errors import CheckpointError, DataError, UnknownNameError, UsageError
 from foveal.faults import fault_point
-from foveal.inference import open_run, undisturbed
-from foveal.views import mean_logits
+from foveal.inference import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -150,6 +150,7 @@ def evaluate(
     device: str | None = None,
     tta: Views | None = None,
     metrics: Sequence[str] = (),
+    compiled: bool = False,
     report: Callable[[str], None] = lambda _text: None,
     progress: ProgressReporter | None = None,
 ) -> Evaluation:
@@ -167,6 +168,7 @@ def evaluate(
         device: overrides the recipe's.
         tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
         metrics: names of further metrics, beside the (first) recipe's.
+        compiled: use torch.compile, which takes up to a minute for each network first.
         report: told, in a line each, of damaged checkpoints, and of data that are slow to come.
         progress: told of downloads.
 
@@ -189,7 +191,13 @@ def evaluate(
     with configured(recipe):
         return _evaluate(
             [
-                _Member(each.network, each.recipe, None, each.state["step"], each.weights, str(each.folder))
+                _Member(
+                    Answering(each.network, each.recipe, compiled=compiled),
+                    each.recipe,
+                    each.state["step"],
+                    each.weights,
+                    str(each.folder),
+                )
                 for each in runs
             ],
             source,
@@ -236,7 +244,7 @@ def evaluate_network(
         DataError: the data cannot be read.
         EvaluationStopped: ``stopped`` said so.
     """
-    member = _Member(model, recipe, averages, step, weights)
+    member = _Member(Answering(model, recipe, averages), recipe, step, weights)
     return _evaluate([member], source, metrics=metrics, split=split, stopped=stopped, report=report)
 
 
@@ -244,9 +252,8 @@ def evaluate_network(
 class _Member:
     """A network that is evaluated, alone or with others."""
 
-    model: nn.Module
+    network: Answering
     recipe: Recipe
-    averages: Mapping[str, Tensor] | None
     step: int
     weights: Weights
     run: str = ""
@@ -263,10 +270,9 @@ def _evaluate(
 ) -> Evaluation:
     """Evaluate the mean of the members' probabilities, and where there are several, each member."""
     several = len(members) > 1
-    device = next(members[0].model.parameters()).device
+    device = members[0].network.device
     together = _Scores(source.classes, device, metrics)
     alone = [_Scores(source.classes, device) for _ in members] if several else []
-    networks = [_network(member) for member in members]
     corrupt: list[CorruptRecord] = []
     with shared_batches(source, [member.recipe for member in members], report, stopped) as batches:
         for batch in batches:
@@ -275,8 +281,8 @@ def _evaluate(
             corrupt += batch.corrupt
             if len(batch.targets):
                 labels = batch.targets.to(device)
-                pairs = zip(networks, batch.images, strict=True)
-                answers = [network(images).to(device) for network, images in pairs]
+                pairs = zip(members, batch.images, strict=True)
+                answers = [member.network(images).to(device) for member, images in pairs]
                 together.add(mean_answer(answers), labels)
                 for scores, logits in zip(alone, answers, strict=False):
                     scores.add(logits, labels)
@@ -293,24 +299,6 @@ def _evaluate(
         return results[0]
     step, weights = _common(each.step for each in results), _common(each.weights for each in results)
     return together.result(split, step, weights, corrupt, members=results)
-
-
-def _network(member: _Member) -> Callable[[Tensor], Tensor]:
-    """From images to logits, float32 ``[B, classes]``, in inference mode; the network stays as it is."""
-    model, recipe = member.model, member.recipe
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    averages = {name: value.to(own[name].dtype) for name, value in (member.averages or {}).items()}
-    device = next(model.parameters()).device
-
-    def call(images: Tensor) -> Tensor:
-        logits: Tensor = torch.func.functional_call(model, averages, (images,))
-        return logits
-
-    def infer(images: Tensor) -> Tensor:
-        with undisturbed(model), autocast(device, recipe.precision, kernels=recipe.kernels):
-            return mean_logits(call, images.to(device), recipe.evaluation.tta).float()
-
-    return infer
 
 
 class _Scores:

@@ -52,11 +52,6 @@ class TrainedRun:
     weights: Weights
     state: Mapping[str, Any]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
-
 
 def open_run(
     run: str | Path,

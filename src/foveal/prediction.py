@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from foveal.answering import Answering
 from foveal.checkpoints.pretrained import PRETRAINED
 from foveal.data.decode import read_file
 from foveal.data.input import evaluation_pipeline
@@ -18,11 +19,10 @@ from foveal.data.listing import find_images
 from foveal.data.loader import Loader
 from foveal.data.sampler import Sample
 from foveal.data.source import Batch, Encoded
-from foveal.device import autocast, configured
+from foveal.device import configured
 from foveal.errors import CheckpointError, ImageError, UnknownNameError, UsageError
 from foveal.inference import open_pretrained, open_run
 from foveal.recipe import Invert
-from foveal.views import mean_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from foveal.data.download import ProgressReporter
     from foveal.data.listing import NamedImage
     from foveal.data.pipeline import Pipeline, Prepared
-    from foveal.inference import TrainedRun, Weights
+    from foveal.inference import Weights
     from foveal.recipe import Recipe
     from foveal.views import Views
 
@@ -79,6 +79,7 @@ def predict(
     device: str | None = None,
     tta: Views | None = None,
     invert: bool = False,
+    compiled: bool = False,
     report: Callable[[str], None] = lambda _text: None,
     progress: ProgressReporter | None = None,
 ) -> Iterator[Prediction]:
@@ -94,6 +95,7 @@ def predict(
         device: overrides the recipe's.
         tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
         invert: exchange dark and light first (digits in black ink, for a network that learnt white on black).
+        compiled: use torch.compile, which takes up to a minute first.
         report: told, in a line each, of damaged checkpoints, and of files that are slow to come.
         progress: told how many files there are, and how many are done.
 
@@ -112,30 +114,28 @@ def predict(
         _check_name(str(run))
         trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, tta=tta, report=report)
     files = _Files(tuple(find_images(map(str, images))), trained.state)
-    with _told(progress, len(files)) as done:
-        for prediction in _predictions(trained, files, top, invert=invert, report=report):
+    network = Answering(trained.network, trained.recipe, compiled=compiled)
+    pipeline = _pipeline(trained.recipe, files, invert=invert)
+    with configured(trained.recipe), _told(progress, len(files)) as done:
+        for prediction in _predictions(network, pipeline, files, top, report=report):
             yield prediction
             done()
 
 
 def _predictions(
-    trained: TrainedRun, files: _Files, top: int, *, invert: bool, report: Callable[[str], None]
+    network: Answering, pipeline: Pipeline, files: _Files, top: int, *, report: Callable[[str], None]
 ) -> Iterator[Prediction]:
     """A prediction for each file, in order."""
-    pipeline = _pipeline(trained.recipe, files, invert=invert)
 
     def prepare(first: int) -> Prepared:
         indices = np.arange(first, min(first + _BATCH, len(files)))
         return pipeline(Sample(indices, indices, np.zeros_like(indices)))
 
     numbers = range(0, len(files), _BATCH)
-    with (
-        configured(trained.recipe),
-        Loader(prepare, numbers, threads=2, report=report) as batches,
-    ):
+    with Loader(prepare, numbers, threads=2, report=report) as batches:
         for number, batch in enumerate(batches):
             errors = {record.key: record.reason for record in batch.corrupt}
-            guesses = iter(_classify(trained, batch.images, top) if len(batch.images) else ())
+            guesses = iter(_classify(network, batch.images, files.classes, top) if len(batch.images) else ())
             for file, _ in files.images[number * _BATCH : (number + 1) * _BATCH]:
                 if file in errors:
                     yield Prediction(file, error=errors[file])
@@ -198,13 +198,9 @@ def _pipeline(recipe: Recipe, files: _Files, *, invert: bool) -> Pipeline:
     return evaluation_pipeline(recipe.model_copy(update={"preprocessing": transforms, "data": data}), files)
 
 
-def _classify(trained: TrainedRun, images: Any, top: int) -> list[tuple[Guess, ...]]:
-    classes = trained.state["classes"]
-    batch = torch.as_tensor(images).permute(0, 3, 1, 2).to(trained.device)
-    recipe = trained.recipe
-    with torch.inference_mode(), autocast(trained.device, recipe.precision, kernels=recipe.kernels):
-        logits = mean_logits(trained.network, batch, recipe.evaluation.tta)
-    best = logits.float().softmax(dim=1).topk(min(top, len(classes)))
+def _classify(network: Answering, images: Any, classes: Sequence[str], top: int) -> list[tuple[Guess, ...]]:
+    logits = network(torch.as_tensor(images).permute(0, 3, 1, 2))
+    best = logits.softmax(dim=1).topk(min(top, len(classes)))
     if not best.values.isfinite().all():
         raise CheckpointError(
             "the network's answer is not a number: training diverged; use another --checkpoint"

@@ -136,6 +136,14 @@ def test_every_metric_that_is_offered_gives_a_number(foveal, trained_run):
     assert failed == []
 
 
+def test_networks_are_compiled_where_that_is_asked_for(foveal, trained_run, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("foveal.answering.frozen", lambda network: compiled.append(network) or network)
+    arguments = ("evaluate", trained_run, "--json")
+    plain = foveal(*arguments).succeeded().document
+    assert (foveal(*arguments, "--compile").succeeded().document, len(compiled)) == (plain, 1)
+
+
 def test_evaluation_can_be_made_to_die_after_its_first_batch(start, trained_run, monkeypatch):
     monkeypatch.setenv("FOVEAL_FAULT", "evaluation@-1")
     process = start("evaluate", trained_run, "--json")

@@ -83,10 +83,11 @@ def test_timeout_without_follow_is_refused(foveal, trained_run):
     foveal("evaluate", trained_run, "--timeout", "1 min").refused(2, "--timeout", "--follow")
 
 
-def test_follow_with_one_checkpoint_or_several_runs_is_refused(foveal, trained_run):
+def test_follow_with_one_checkpoint_several_runs_or_compilation_is_refused(foveal, trained_run):
     foveal("evaluate", trained_run, "--follow", "--tta", "flip").refused(2, "--follow", "evaluation.tta")
     foveal("evaluate", trained_run, "--follow", "--checkpoint", 20).refused(2, "--follow", "--checkpoint")
     foveal("evaluate", trained_run, trained_run, "--follow").refused(2, "--follow", "one run")
+    foveal("evaluate", trained_run, "--follow", "--compile").refused(2, "--follow", "--compile")
 
 
 def test_second_follower_is_refused(foveal, run_copy):

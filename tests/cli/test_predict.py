@@ -255,6 +255,13 @@ def test_inverted_image_is_read_with_invert(predict, image, tmp_path):
     assert inverted == plain
 
 
+def test_the_network_is_compiled_where_that_is_asked_for(predict, image, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("foveal.answering.frozen", lambda network: compiled.append(network) or network)
+    plain = predict(image, "--json").succeeded().out
+    assert (predict(image, "--json", "--compile").succeeded().out, len(compiled)) == (plain, 1)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
 def test_name_that_is_not_unicode_or_has_a_newline_is_one_file(predict, image, tmp_path):
     odd = tmp_path / "two\nlines.png"

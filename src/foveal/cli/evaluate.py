@@ -44,6 +44,9 @@ class Tta(StrEnum):
 TtaOption = Annotated[
     Tta | None, typer.Option(help="Average over views of each image; default: as the recipe says.")
 ]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Use torch.compile: up to a minute first, then quicker.")
+]
 
 
 def evaluate(
@@ -62,6 +65,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A further metric: f1_score, auroc, cohen_kappa, ...; may be repeated."),
     ] = None,
+    compiled: CompileOption = False,
     follow: Annotated[
         bool,
         typer.Option(
@@ -94,6 +98,8 @@ def evaluate(
             )
         if tta is not None:
             raise UsageError("--follow evaluates as the recipe says: leave out --tta, or set evaluation.tta")
+        if compiled:
+            raise UsageError("--compile would compile for every checkpoint of --follow: leave it out")
         seconds = None if timeout is None else parse_duration(timeout)
         _follow(runs[0], split, weights, data, device, metric or (), timeout=seconds, json=json)
         return
@@ -111,6 +117,7 @@ def evaluate(
         device=device,
         tta=tta.value if tta else None,
         metrics=metric or (),
+        compiled=compiled,
         report=lambda text: typer.echo(text, err=True),
         progress=DownloadBar(),
     )

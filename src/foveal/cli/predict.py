@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.evaluate import TtaOption, parse_checkpoint
+from foveal.cli.evaluate import CompileOption, TtaOption, parse_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +54,7 @@ def predict(
             "--invert", help="Exchange dark and light first: black ink for a network of white digits."
         ),
     ] = False,
+    compiled: CompileOption = False,
 ) -> None:
     """Say what image files show.
 
@@ -78,6 +79,7 @@ def predict(
         device=device,
         tta=tta.value if tta else None,
         invert=invert,
+        compiled=compiled,
         report=lambda text: typer.echo(text, err=True),
         progress=DownloadBar() if shown_later and sys.stderr.isatty() else None,
     )

@@ -7,8 +7,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-import torch
-
+from foveal.compilation import can_compile
 from foveal.data.sampler import Sample
 from foveal.device import find_device
 from foveal.training.step import PreparedBatch, TrainStep
@@ -48,15 +47,6 @@ def resolve_speed(recipe: Recipe, model: nn.Module, batch: PreparedBatch, total_
             if _seconds_per_step(compiled, model, batch) < eager_seconds:
                 recipe = compiled
     return recipe
-
-
-def can_compile() -> bool:
-    """Whether torch.compile works here: it needs a C++ compiler."""
-    try:
-        torch.compile(lambda x: x * 2 + 1)(torch.ones(8))
-    except Exception:  # noqa: BLE001 - whatever its reason, compilation is only an option
-        return False
-    return True
 
 
 def _first(batch: PreparedBatch, count: int) -> PreparedBatch:
