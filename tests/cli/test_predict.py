@@ -142,18 +142,21 @@ def test_a_folder_and_a_pattern_are_the_files_they_stand_for(predict, image, tmp
     for name in ("1.png", "ä 2.png"):
         (folder / name).write_bytes(image.read_bytes())
     (tmp_path / "scans/notes.txt").touch()
-    plain, *others = predict(image, tmp_path / "scans", f"{tmp_path}/**/?.png", "--json").document[
-        "predictions"
-    ]
+    names = (image, tmp_path / "scans", f"{tmp_path}/**/?.png")
+    plain, *others = predict(*names, "--json").document["predictions"]
     assert [Path(each["file"]).name for each in others] == ["1.png", "ä 2.png", "1.png"]
     assert all(each["top"] == plain["top"] for each in others)
 
 
-def test_results_are_printed_while_others_are_still_to_come(start, trained_run, image):
-    process = start("predict", trained_run, *[image] * 64, os.devnull, "--format", "jsonl", bufsize=1)
-    first = json.loads(process.stdout.readline())
-    assert first["top"]
-    assert len(process.communicate(timeout=60)[0].splitlines()) == 64
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_results_are_printed_while_others_are_still_to_come(start, trained_run, image, tmp_path):
+    os.mkfifo(tmp_path / "late.png")
+    process = start("predict", trained_run, *[image] * 64, "late.png", "--format", "jsonl", bufsize=1)
+    results = [json.loads(process.stdout.readline()) for _ in range(64)]
+    assert all(result["top"] for result in results)
+    (tmp_path / "late.png").write_bytes(image.read_bytes())
+    (last,) = process.communicate(timeout=60)[0].splitlines()
+    assert json.loads(last) == results[0] | {"file": "late.png"}
 
 
 def test_bad_files_among_many_keep_their_places(predict, image, tmp_path):
