@@ -157,12 +157,16 @@ def _blocks(dropped: float, memory: float) -> list[InvertedBottleneck]:
 
 
 def _initialise(network: nn.Module) -> None:
-    """First weights as published: normal, by the fan-out (a depthwise filter has one output); uniform."""
+    """First weights: of convolutions as published, normal by the fan-out (a depthwise filter has one output).
+
+    Those of the logits are uniform, by the features: as published, by the classes, they would be much too
+    large for a few classes. For 1,000 it is nearly the same.
+    """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
             nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
         elif isinstance(layer, nn.Linear):
-            limit = 1 / math.sqrt(layer.out_features)
+            limit = 1 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.weight, -limit, limit)
             nn.init.zeros_(layer.bias)
