@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from foveal.data.download import ProgressReporter
 
-_SHAPES = {"mnist_cnn": (28, 28, 1)}  # of what a network is made for, where that is not this:
+_SHAPES = {
+    "efficientnet_lite0": (224, 224, 3),
+    "mnist_cnn": (28, 28, 1),
+}  # of what a network is made for, where that is not this:
 _SHAPE, _CLASSES = (32, 32, 3), 10
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from foveal.errors import UsageError
 
@@ -26,7 +27,8 @@ def can_compile() -> bool:
 def frozen(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A network compiled for inference, with weights that can be laid out in advance as they never change.
 
-    The first images of a size take up to a minute. To be called without gradients.
+    The first batch takes up to a minute, and so does a larger one after it; a smaller one, such as the last
+    of an evaluation, is filled up with zeros. To be called without gradients.
 
     Raises:
         UsageError: torch.compile does not work here.
@@ -36,10 +38,14 @@ def frozen(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     if not can_compile():
         raise UsageError("torch.compile does not work here: it needs a C++ compiler; leave out --compile")
     compiled: Any = torch.compile(network)
+    largest = 0
 
     def call(images: Tensor) -> Tensor:
-        with config.patch(freezing=True):  # asked for when images of a size come first
-            logits: Tensor = compiled(images)
-            return logits
+        nonlocal largest
+        count, largest = len(images), max(largest, len(images))
+        filled = functional.pad(images, (0, 0, 0, 0, 0, 0, 0, largest - count))
+        with config.patch(freezing=True):  # looked at when something is compiled
+            logits: Tensor = compiled(filled)
+            return logits[:count]
 
     return call

@@ -20,17 +20,23 @@ from torch.utils._pytree import tree_leaves
 
 from foveal.inference import undisturbed
 from foveal.models.layers import SameMaxPool2d
+from foveal.models.norm_gelu import NormGelu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# What is left of a norm that is folded away.
+_RESTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: nn.Identity,
+    nn.BatchNorm2d: nn.Identity,
+    NormGelu: nn.GELU,
+}
 # What is folded into, what is folded, and how many axes the values between them have.
 _PAIRS: tuple[tuple[type[nn.Module], type[nn.Module], int], ...] = (
     (nn.Conv2d, nn.BatchNorm2d, 4),
     (nn.Linear, nn.BatchNorm1d, 2),
 )
 _LAYERS = tuple(layer for layer, _, _ in _PAIRS)
-_NORMS = tuple(norm for _, norm, _ in _PAIRS)
 _POOLS = (nn.MaxPool2d, SameMaxPool2d)
 _CONVOLUTIONS = (torch.ops.aten.conv2d, torch.ops.aten.convolution)
 _TOLERANCE = 1e-3  # by how much logits may differ, as a share of the largest: rounding is a hundredth of it
@@ -77,7 +83,7 @@ def folded(
 def _has_candidates(model: nn.Module) -> bool:
     """Whether there are layers and norms at all, in float32, and nobody watches."""
     modules = list(model.modules())
-    if not all(any(isinstance(module, kinds) for module in modules) for kinds in (_LAYERS, _NORMS)):
+    if not all(any(isinstance(module, kinds) for module in modules) for kinds in (_LAYERS, tuple(_RESTS))):
         return False
     watched = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     return not watched and all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -138,7 +144,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Layers, and the norms that can be folded into them; ``result`` is what the network gave."""
         self._uses[id(result)] += 1
         for norm, values in self._origins.values():
-            if self._calls[norm] != 1 or not _is_plain(norm, _NORMS) or norm.running_mean is None:
+            if self._calls[norm] != 1 or not _is_plain(norm, tuple(_RESTS)) or norm.running_mean is None:
                 continue
             layer = self._maker(values)
             if _is_plain(layer, _POOLS) and bool((_line(norm)[0] >= 0).all()):
@@ -184,7 +190,8 @@ def _exact(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> None:
-    """Make a norm part of a layer; where it was, nothing is done any more."""
+    """Make a norm part of a layer; where it was, the rest of it is."""
+    rest = next(rest() for kind, rest in _RESTS.items() if _is_plain(norm, (kind,)))
     factor, offset = _line(norm)
     weight = _exact(layer.weight) * factor.view(-1, *[1] * (layer.weight.ndim - 1))
     if layer.bias is not None:
@@ -194,7 +201,7 @@ def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if child is norm:
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, rest)
 
 
 def _agrees(network: nn.Module, images: Tensor, expected: Tensor) -> bool:

@@ -267,7 +267,7 @@ def _training(subject: Subject, setting: Setting) -> tuple[Precision, Callable[[
 def _operations(subject: Subject, mode: Mode) -> int:
     """Floating-point operations for an image."""
     batch = _batch(subject, 2)  # batch norm in training refuses a single value
-    plain = {"precision": "float32", "compile": False, "winograd": False}
+    plain = {"precision": "float32", "compile": False, "kernels": False}
     recipe = subject.recipe.model_copy(update=plain)
     with _refusals(subject, 2):
         if mode == "forward":

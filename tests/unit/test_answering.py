@@ -63,14 +63,14 @@ def test_a_runs_answers_are_within_the_bound_of_the_plain_networks(trained_run: 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_winograds_convolutions_keep_to_the_bound(precision: str) -> None:
+def test_processor_kernels_keep_to_the_bound(precision: str) -> None:
     torch.manual_seed(0)
     model = WhitenedCnn(10, (32, 32, 3))
     images = torch.randn(64, 3, 32, 32)
     model.initialise_from(images)
     for _ in range(3):
         model(images)
-    answer = Answering(model, recipe(precision, winograd=True))
+    answer = Answering(model, recipe(precision, kernels=True))
     model.head.weight.detach().mul_(20)  # as sure of itself as one that was trained
     assert_within_the_bound(answer(images).softmax(dim=1), plain(model, images), answer.precision)
 

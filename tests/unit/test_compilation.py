@@ -27,6 +27,23 @@ def test_a_frozen_network_gives_the_same_answers(monkeypatch):
     assert not config.freezing
 
 
+def test_a_smaller_batch_is_not_compiled_for_again(monkeypatch):
+    compiled = []
+
+    def backend(graph, _examples):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 3)).eval()
+    network, images = frozen(model), torch.randn(5, 3, 2, 2).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for count in (5, 2, 1, 5):
+            torch.testing.assert_close(network(images[:count]), model(images[:count]))
+    assert len(compiled) == 1 + 1  # the first is to see whether that works
+
+
 def test_where_torch_compile_fails_nothing_is_compiled(monkeypatch):
     def refuse(*_args, **_options):
         raise RuntimeError("no compiler")
