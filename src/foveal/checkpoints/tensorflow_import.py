@@ -59,7 +59,7 @@ class Imported:
 
     Attributes:
         tensors: by the network's names, in PyTorch's layout, of the dtype they are stored in.
-        missing: the network's tensors whose variables it does not have.
+        missing: the network's tensors whose variables it does not have, but for optional ones.
         unused: variables of the checkpoint that the name map has no place for.
     """
 
@@ -120,7 +120,7 @@ def import_tensors(checkpoint: Checkpoint, names: NameMap, *, ema: bool = False)
     variables = {each.variable for each in names.tensors.values()}
     places = {name: name for name in checkpoint.variables}
     tensors = _read(checkpoint, names, {**places, **checkpoint.averages} if ema else places)
-    missing = tuple(name for name in names.tensors if name not in tensors)
+    missing = tuple(name for name, each in names.tensors.items() if name not in tensors and not each.optional)
     unused = tuple(name for name in checkpoint.variables if name not in variables)
     return Imported(tensors, missing, unused)
 

@@ -135,6 +135,21 @@ def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float
         nn.init.constant_(layer.bias, bias)
 
 
+class FixedScaleBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that learns a bias and no scale: the convolution after it could undo any scale.
+
+    Args:
+        channels: of the images.
+        momentum: share of the batch in a new running statistic.
+        epsilon: added to variances.
+    """
+
+    def __init__(self, channels: int, momentum: float, epsilon: float = 1e-12) -> None:
+        super().__init__(channels, eps=epsilon, momentum=momentum)
+        del self.weight
+        self.register_buffer("weight", torch.ones(channels), persistent=False)
+
+
 def glorot_uniform(module: nn.Module) -> None:
     """Initialise as tf.layers does: Glorot-uniform weights, zero biases (Glorot, Bengio, 2010)."""
     for layer in module.modules():

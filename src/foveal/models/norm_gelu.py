@@ -6,23 +6,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-
-class FixedScaleBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that learns a bias and no scale: the convolution after it could undo any scale.
-
-    Args:
-        channels: of the images.
-        momentum: share of the batch in a new running statistic.
-    """
-
-    def __init__(self, channels: int, momentum: float) -> None:
-        super().__init__(channels, eps=1e-12, momentum=momentum)
-        del self.weight
-        self.register_buffer("weight", torch.ones(channels), persistent=False)
+from foveal.models.layers import FixedScaleBatchNorm2d
 
 
 class NormGelu(FixedScaleBatchNorm2d):

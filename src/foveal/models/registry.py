@@ -12,6 +12,7 @@ from foveal.errors import RecipeError, UnknownNameError
 from foveal.models.cifar10_cnn import Cifar10Cnn
 from foveal.models.dense import Dense
 from foveal.models.efficientnet_lite import EfficientNetLite0
+from foveal.models.inception_v3 import InceptionV3
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
 from foveal.models.whitened_cnn import WhitenedCnn
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cifar10_cnn": Cifar10Cnn,
     "dense": Dense,
     "efficientnet_lite0": EfficientNetLite0,
+    "inception_v3": InceptionV3,
     "mnist_cnn": MnistCnn,
     "small_cnn": SmallCnn,
     "whitened_cnn": WhitenedCnn,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveal.errors import RecipeError
-from foveal.models.norm_gelu import FixedScaleBatchNorm2d, NormGelu
+from foveal.models.layers import FixedScaleBatchNorm2d
+from foveal.models.norm_gelu import NormGelu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,11 +1,17 @@
 """Which variable of TensorFlow's each tensor of a network is, and how its axes lie there.
 
-A map is a TOML file with one table; those of foveal's networks are in ``maps``, your own may be anywhere::
+A map is a TOML file; those of foveal's networks are in ``maps``, your own may be anywhere::
 
     [tensors]
     "conv1.weight" = { variable = "conv2d/kernel", layout = "HWIO" }
     "conv1.bias" = { variable = "conv2d/bias" }
     "fc.weight" = { variable = "fc/kernel", layout = "IO", flattened = [7, 7, 64] }
+
+What many layers have alike is written once; in variables, a layer's dots become slashes::
+
+    [[repeated]]
+    layers = ["block1.conv1", "block1.conv2"]
+    tensors = { "{layer}.weight" = { variable = "net/{layer}/weights", layout = "HWIO" } }
 
 Sources: the layouts of ``tf.nn.conv2d``, ``tf.nn.depthwise_conv2d`` and ``tf.matmul``; those of PyTorch's
 ``Conv2d`` and ``Linear``. ``docs/tensorflow.md`` shows how to write a map.
@@ -16,24 +22,38 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError, UsageError, suggestion
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
     from pydantic_core import ErrorDetails
 
 __all__ = ["NameMap", "Placement", "load_name_map", "read_name_map"]
 
 _Size = Annotated[int, Field(strict=True, gt=0, lt=1 << 31)]
+_Name = Annotated[str, Field(min_length=1)]
+_LAYER: Final = "{layer}"
+_TENSORS: Final = 100_000  # that repetitions may make, which a small file could make millions of
 _MAPS: Final = resources.files("foveal.tensorflow") / "maps"
 # pydantic's own words where they speak of Python.
 _WORDS: Final = {
@@ -44,6 +64,8 @@ _WORDS: Final = {
     "tuple_type": "a list of height, width and channels",
     "too_long": "a list of height, width and channels",
     "int_type": "a whole number",
+    "bool_type": "true or false",
+    "list_type": "a list",
     "greater_than": "above 0",
     "less_than": "below 2147483648",
 }
@@ -61,12 +83,14 @@ class Placement:
         flattened: height, width and channels of what the dense layer's input was before it was flattened,
             if the network flattens in the order of ``CHW``; TensorFlow does it in that of ``HWC``.
         multiplier: M, the outputs of a depthwise convolution for each of its inputs.
+        optional: a checkpoint may be without it, as of an auxiliary head.
     """
 
-    variable: Annotated[str, Field(min_length=1)]
+    variable: _Name
     layout: Literal["", "HWIO", "HWIM", "IO"] = ""
     flattened: tuple[_Size, _Size, _Size] | None = None
     multiplier: _Size = 1
+    optional: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _require_meaning(self) -> Placement:
@@ -165,6 +189,61 @@ class NameMap(BaseModel):
         return tensors
 
 
+class _Repetition(BaseModel):
+    """Tensors that several layers have alike: ``{layer}`` stands for the name of each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layers: Annotated[list[_Name], Field(min_length=1)]
+    tensors: Annotated[dict[str, Placement], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _require_places(self) -> _Repetition:
+        for name, placement in self.tensors.items():
+            if not (_LAYER in name and _LAYER in placement.variable):
+                raise ValueError(f"{name!r}: the tensor and its variable both need {_LAYER}")
+        return self
+
+    def tensors_of(self, layer: str) -> dict[str, Placement]:
+        """Those of one layer."""
+        scope = layer.replace(".", "/")
+        return {
+            name.replace(_LAYER, layer): replace(each, variable=each.variable.replace(_LAYER, scope))
+            for name, each in self.tensors.items()
+        }
+
+
+class _File(BaseModel):
+    """A map as it is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tensors: Annotated[dict[str, Placement], Field(min_length=1)]
+    repeated: list[_Repetition] = []
+
+    @field_validator("repeated")
+    @classmethod
+    def _require_own_names(cls, repeated: list[_Repetition], info: ValidationInfo) -> list[_Repetition]:
+        if sum(len(each.layers) * len(each.tensors) for each in repeated) > _TENSORS:
+            raise ValueError(f"makes more than {_TENSORS:,} tensors")
+        known = set(info.data.get("tensors", ()))
+        for repetition in repeated:
+            for layer in repetition.layers:
+                names = repetition.tensors_of(layer).keys()
+                if twice := sorted(known & names):
+                    raise ValueError(f"{twice[0]!r} is there already")
+                known |= names
+        return repeated
+
+    def expanded(self) -> NameMap:
+        """All tensors, one by one."""
+        tensors = dict(self.tensors)
+        for repetition in self.repeated:
+            for layer in repetition.layers:
+                tensors |= repetition.tensors_of(layer)
+        return NameMap(tensors=tensors)
+
+
 def load_name_map(model: str) -> NameMap:
     """The map of a network of foveal's.
 
@@ -201,7 +280,7 @@ def _parse(raw: bytes, origin: str) -> NameMap:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{origin}: not a name map in TOML: {error}") from None
     try:
-        return NameMap.model_validate(values)
+        return _File.model_validate(values).expanded()
     except ValidationError as error:
         raise UsageError(f"{origin}: {_explain(error.errors(include_url=False))}") from None
 
@@ -215,8 +294,8 @@ def _explain(errors: list[ErrorDetails]) -> str:
     place = ".".join(str(key) if re.fullmatch(r"[\w-]+", str(key)) else repr(key) for key in first["loc"])
     place = place if len(place) <= 300 else f"{place[:300]}..."
     if first["type"] in unknown:
-        known = NameMap.model_fields if not table else Placement.__dataclass_fields__
-        unquoted = len(table) == 2 and isinstance(first["input"], dict)
+        known = _known_fields(table)
+        unquoted = known is Placement.__dataclass_fields__ and isinstance(first["input"], dict)
         quotes = " (write a name with dots in quotes)" if unquoted else ""
         return f"there is no field {place}: {suggestion(str(last), known)}{quotes}"
     if first["type"] in ("missing", "too_short"):
@@ -226,3 +305,11 @@ def _explain(errors: list[ErrorDetails]) -> str:
     wanted = _WORDS.get(first["type"]) or first["msg"].removeprefix("Input should be ")
     found = f" = {first['input']!r:.80}" if isinstance(first["input"], str) else ""
     return f"{place}{found}: should be {wanted}"
+
+
+def _known_fields(table: list[int | str]) -> Collection[str]:
+    """The names of the fields of a table, by where it is."""
+    if not table:
+        return _File.model_fields
+    is_repetition = table[0] == "repeated" and len(table) == 2
+    return _Repetition.model_fields if is_repetition else Placement.__dataclass_fields__

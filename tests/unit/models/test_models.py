@@ -11,16 +11,19 @@ from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.registry import MODELS, build_model, end_points
 from foveal.recipe import ModelPart
 
-SHAPES: dict[str, tuple[int, int, int]] = {}
+SHAPES: dict[str, tuple[int, int, int]] = {"inception_v3": (75, 75, 3)}
+OPTIONS: dict[str, dict[str, float]] = {"inception_v3": {"depth_multiplier": 0.25}}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_gives_logits_and_learns_in_every_parameter(name: str) -> None:
     height, width, channels = SHAPES.get(name, (28, 28, 1))
-    model = build_model(ModelPart(name=name), 7, (height, width, channels), seed=0)
-    logits = model(torch.rand(3, channels, height, width))
-    assert logits.shape == (3, 7)
-    logits.square().sum().backward()
+    part = ModelPart(name=name, options=OPTIONS.get(name, {}))
+    model = build_model(part, 7, (height, width, channels), seed=0)
+    found = model(torch.rand(3, channels, height, width))
+    heads = found if isinstance(found, tuple) else (found,)
+    assert [logits.shape for logits in heads] == [(3, 7)] * len(heads)
+    torch.stack(heads).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -30,7 +33,8 @@ def test_first_weights_follow_from_the_seed_and_leave_torchs_generator_alone(nam
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, same, other = (build_model(ModelPart(name=name), 10, shape, seed) for seed in (1, 1, 2))
+    part = ModelPart(name=name, options=OPTIONS.get(name, {}))
+    one, same, other = (build_model(part, 10, shape, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import RecipeError
+from foveal.models.layers import FixedScaleBatchNorm2d
 from foveal.models.registry import BeginsFromImages, build_model
-from foveal.models.whitened_cnn import FixedScaleBatchNorm2d, Group, WhitenedCnn, Whitening
+from foveal.models.whitened_cnn import Group, WhitenedCnn, Whitening
 from foveal.recipe import ModelPart
 
 

@@ -24,20 +24,32 @@ TUTORIALS = {
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_]
 IN_QUOTES = "(write a name with dots in quotes)"
 NO_TOML = "not a name map in TOML: "
+
+
+def repeated(layers, tensor, variable):
+    """A map with a tensor of its own, and one that these layers have."""
+    table = f'[[repeated]]\nlayers = {layers}\ntensors = {{ "{tensor}" = {{ variable = "{variable}" }} }}'
+    return f'[tensors]\nx = {{ variable = "own" }}\n{table}'
+
+
 # By what is wrong: a map, and what is said of it.
 MISTAKES = {
     "no table": ("", "tensors is missing"),
     "an empty table": ("[tensors]", "tensors is missing"),
     "no tables": ("tensors = 3", "tensors: should be a table"),
     "a misspelt table": ("[tensor]", "there is no field tensor: did you mean 'tensors'?"),
-    "another table": ('x = 1\n[tensors]\na = {variable = "v"}', "there is no field x: known: tensors"),
+    "another table": (
+        'x = 1\n[tensors]\na = {variable = "v"}',
+        "there is no field x: known: repeated, tensors",
+    ),
     "a misspelt field": (
         '[tensors]\n"a.b" = {variabel = "v"}',
         "there is no field tensors.'a.b'.variabel: did you mean 'variable'?",
     ),
     "a name without quotes": (
         '[tensors]\na.b = {variable = "v"}',
-        "there is no field tensors.a.b: known: flattened, layout, multiplier, variable " + IN_QUOTES,
+        "there is no field tensors.a.b: known: flattened, layout, multiplier, optional, variable "
+        + IN_QUOTES,
     ),
     "no variable": ('[tensors]\na = {layout = "IO"}', "tensors.a.variable is missing"),
     "no table of a tensor": ('[tensors]\na = "v"', "tensors.a = 'v': should be a table"),
@@ -89,6 +101,37 @@ MISTAKES = {
     "one tensor twice": (
         '[tensors]\na = {variable = "v"}\na = {variable = "w"}',
         NO_TOML + "Cannot overwrite a value",
+    ),
+    "an option that is neither true nor false": (
+        '[tensors]\na = {variable = "v", optional = 1}',
+        "tensors.a.optional: should be true or false",
+    ),
+    "no layers": (repeated("[]", "{layer}", "{layer}"), "repeated.0.layers is missing"),
+    "layers that are no list": (repeated("3", "{layer}", "{layer}"), "repeated.0.layers: should be a list"),
+    "a misspelt field of a repetition": (
+        repeated("['a']\nlayer = 3", "{layer}", "{layer}"),
+        "there is no field repeated.0.layer: did you mean 'layers'?",
+    ),
+    "a repetition of one tensor": (
+        repeated("['a', 'b']", "w", "{layer}"),
+        "repeated.0: 'w': the tensor and its variable both need {layer}",
+    ),
+    "a repetition of one variable": (
+        repeated("['a', 'b']", "{layer}", "v"),
+        "repeated.0: '{layer}': the tensor and its variable both need {layer}",
+    ),
+    "one layer twice": (repeated("['a', 'a']", "{layer}", "{layer}"), "repeated: 'a' is there already"),
+    "a tensor that is repeated too": (
+        repeated("['x']", "{layer}", "{layer}"),
+        "repeated: 'x' is there already",
+    ),
+    "one variable for two layers": (
+        repeated("['a.b', 'a/b']", "{layer}", "{layer}"),
+        "tensors: 'a.b' and 'a/b' are both the variable 'a/b'",
+    ),
+    "more tensors than memory": (
+        repeated([f"l{number}" for number in range(100_001)], "{layer}", "{layer}"),
+        "repeated: makes more than 100,000 tensors",
     ),
     "no TOML": ("[tensors", NO_TOML),
     "TOML that is nested too deep": ("x = " + "[" * 50_000, NO_TOML),
@@ -239,6 +282,27 @@ class TestFiles:
             }
         )
 
+    def test_say_once_what_layers_have_alike(self, tmp_path):
+        found = read(
+            tmp_path,
+            """
+            [tensors]
+            "fc.bias" = { variable = "fc/biases" }
+            [[repeated]]
+            layers = ["a", "b.c"]
+            [repeated.tensors]
+            "net.{layer}.weight" = { variable = "n/{layer}/w", layout = "HWIO", optional = true }
+            "{layer}.bias" = { variable = "{layer}/b" }
+            """,
+        )
+        assert found.tensors == {
+            "fc.bias": Placement("fc/biases"),
+            "net.a.weight": Placement("n/a/w", "HWIO", optional=True),
+            "a.bias": Placement("a/b"),
+            "net.b.c.weight": Placement("n/b/c/w", "HWIO", optional=True),
+            "b.c.bias": Placement("b/c/b"),
+        }
+
     @pytest.mark.parametrize("kind", MISTAKES)
     def test_with_a_mistake_are_refused_in_one_line_that_names_it(self, tmp_path, kind):
         text, mistake = MISTAKES[kind]
@@ -266,18 +330,18 @@ class TestFiles:
 
 
 class TestBuiltInMaps:
-    def test_are_those_of_the_tutorials(self):
+    def test_are_those_of_the_tutorials_and_of_slims_network(self):
         folder = resources.files("foveal.tensorflow") / "maps"
         assert sorted(each.name for each in folder.iterdir()) == [
-            f"{name}.toml" for name in sorted(TUTORIALS)
+            f"{name}.toml" for name in sorted([*TUTORIALS, "inception_v3"])
         ]
-        assert set(TUTORIALS) <= set(MODELS)
+        assert {*TUTORIALS, "inception_v3"} <= set(MODELS)
 
     @pytest.mark.parametrize("name", ["dense", "package.module:factory", "../mnist_cnn", ""])
     def test_for_another_model_are_refused_with_a_hint(self, name):
         message = (
-            f"there is no name map for the model {name!r}, only for cifar10_cnn, mnist_cnn: write one "
-            "(docs/tensorflow.md shows how) and give its file (--names, or --init-names to train)"
+            f"there is no name map for the model {name!r}, only for cifar10_cnn, inception_v3, mnist_cnn: "
+            "write one (docs/tensorflow.md shows how) and give its file (--names, or --init-names to train)"
         )
         with pytest.raises(UsageError, match=re.escape(message)):
             load_name_map(name)
