@@ -58,6 +58,23 @@ def test_unknown_keys_of_any_spelling_are_named(key):
             "optimizer={name='muon', learning_rate=0.1, rest_learning_rate=0.1, momentum=0.0}",
             "optimizer: nesterov = true needs a momentum above 0",
         ),
+        ("loss.auxiliary_weight=-0.1", "loss.auxiliary_weight = -0.1: should be greater than or equal to 0"),
+        (
+            "schedule={name='exponential', factor=0.9, every='2 min'}",
+            "schedule.every: '2 min' should be a number of steps, or of epochs as '2 epochs'",
+        ),
+        (
+            "schedule={name='exponential', factor=0.9, every='never'}",
+            "schedule.every: 'never' should be a number of steps, or of epochs as '2 epochs'",
+        ),
+        (
+            "schedule={name='exponential', factor=0.9, every=0}",
+            "schedule.every: must be a whole number of steps, or a positive number of epochs or minutes",
+        ),
+        (
+            "schedule={name='exponential', factor=0.9, every=true}",
+            "schedule.every: write it as '1000 steps', '1 epoch', '10 min' or 'never'",
+        ),
         ("optimizer={name='muon', learning_rate=0.1}", "optimizer.rest_learning_rate is missing"),
         (
             "preprocessing=[{name='central_crop', size=[8, 8], square=true}]",
@@ -74,6 +91,15 @@ def test_a_mistake_in_a_table_is_told_in_one_line(setting, message):
         override(SMALL, [setting])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_steps_and_the_same_with_its_unit_are_one_schedule():
+    plain, spelt = (
+        override(SMALL, [f"schedule={{name='exponential', factor=0.9, every={every}}}"])
+        for every in ("30", "'30 steps'")
+    )
+    assert plain == spelt
+    assert differences(plain, override(plain, ["schedule.every=2 epochs"])).keys() == {"schedule.every"}
 
 
 @pytest.mark.parametrize(

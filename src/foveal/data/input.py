@@ -11,6 +11,7 @@ from foveal.data.resident import resident_limit
 from foveal.data.sampler import Sampler
 from foveal.data.stream import StreamSource
 from foveal.errors import RecipeError
+from foveal.recipe import Exponential
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,8 @@ def _check_stream(recipe: Recipe) -> None:
     what = None
     logging = {f"logging.{name}": value for name, value in recipe.logging.frequencies.items()}
     often = {"checkpoint.every": recipe.checkpoint.every, **logging}
+    if isinstance(recipe.schedule, Exponential):
+        often["schedule.every"] = recipe.schedule.every
     by_epochs = [field for field, frequency in often.items() if frequency.unit == "epochs"]
     if recipe.steps is None or by_epochs:
         fields = f", and {' and '.join(by_epochs)} in steps" if by_epochs else ""

@@ -102,14 +102,19 @@ class Sampler:
         if self.batching == "continuous":
             exact = epochs * self.size / self.batch_size
         else:
-            exact = epochs * self._steps_per_epoch
+            exact = epochs * self._batches_per_epoch
         return max(1, math.ceil(exact - 1e-9))  # 2.0 passes computed as 2.0000000000000004 are not three
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """How many steps make a pass; not a whole number where batches run on into the next one."""
+        return self.size / self.batch_size if self.batching == "continuous" else self._batches_per_epoch
 
     def epoch(self, step: int) -> float:
         """How many passes are complete after ``step`` steps."""
         if self.batching == "continuous":
             return step * self.batch_size / self.size
-        return step / self._steps_per_epoch
+        return step / self._batches_per_epoch
 
     def sample(self, step: int) -> Sample:
         """What step number ``step`` (from 0) reads in this process; constant time for any step."""
@@ -129,7 +134,7 @@ class Sampler:
         return permute(ranks, self.size, self.seed, f"shuffle/epoch {epoch}")
 
     @property
-    def _steps_per_epoch(self) -> int:
+    def _batches_per_epoch(self) -> int:
         """Of the two ways of batching in which an epoch is a whole number of steps."""
         if self.batching == "drop_last":
             return self.size // self.batch_size
@@ -144,7 +149,7 @@ class Sampler:
         if self.batching == "continuous":
             start, rows = step * self.batch_size, self.batch_size
         else:
-            epoch, batch = divmod(step, self._steps_per_epoch)
+            epoch, batch = divmod(step, self._batches_per_epoch)
             first = batch * self.batch_size
             start, rows = epoch * self.size + first, min(self.batch_size, self.size - first)
         # Rounded down, which leaves the incomplete group to a rank that has most groups.

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 if TYPE_CHECKING:
@@ -146,3 +146,18 @@ class Frequency:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.to_string_ser_schema()
         )
+
+
+def _read_steps(value: Any) -> Any:
+    """A whole number counts steps."""
+    return f"{value} steps" if type(value) is int else value
+
+
+def _check_counted(span: Frequency) -> Frequency:
+    if span.unit not in ("steps", "epochs"):
+        raise ValueError(f"{str(span)!r} should be a number of steps, or of epochs as '2 epochs'")
+    return span
+
+
+Span = Annotated[Frequency, BeforeValidator(_read_steps), AfterValidator(_check_counted)]
+"""A stretch of training: so many steps, or ``"2 epochs"``."""

@@ -13,6 +13,7 @@ from foveal.recipe.fields import (
     Expression,
     Flag,
     Frequency,
+    NonNegativeFloat,
     NonNegativeInt,
     Options,
     Part,
@@ -21,6 +22,7 @@ from foveal.recipe.fields import (
     Renaming,
     Seed,
     Share,
+    Span,
     UnitFloat,
 )
 from foveal.recipe.optimizers import Group, OptimizerPart
@@ -123,8 +125,8 @@ class Exponential(Part):
     name: Literal["exponential"] = "exponential"
     factor: Annotated[float, Field(gt=0, le=1, strict=True)]
     """The factor."""
-    every: PositiveInt
-    """Steps over which one factor is applied."""
+    every: Span
+    """A number of steps, or '2 epochs', over which one factor is applied."""
     staircase: Flag = False
     """Apply it at once at the end of those steps, not evenly over them."""
     warmup_steps: NonNegativeInt = 0
@@ -171,6 +173,9 @@ class Loss(Part):
 
     label_smoothing: Decay = 0.0
     """Share of the target that is spread evenly over all classes."""
+    auxiliary_weight: NonNegativeFloat | None = None
+    """What the same loss of the network's auxiliary head is multiplied by before it is added: 0.3, where the
+    network has such a head and nothing is said here."""
 
 
 class Ema(Part):

@@ -83,7 +83,9 @@ class Learner:
         self.recipe = resolve_speed(recipe, model, self.prepare(0, full_size=True), self.total_steps)
         check_beginning(recipe, self.source, model)
         self.model = model.to(self.device).train()
-        self.train_step = TrainStep(self.model, self.recipe, self.total_steps, self.device)
+        self.train_step = TrainStep(
+            self.model, self.recipe, self.total_steps, self.device, self.sampler.steps_per_epoch
+        )
         self.average = MovingAverage(self.model, recipe.ema, self.total_steps) if recipe.ema else None
         self.step = self.first_step = 0
         self._recomputed = -1  # the step at which the averages' statistics were measured last

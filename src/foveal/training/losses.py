@@ -21,6 +21,8 @@ _CROSS_ENTROPY, _TOTAL, _DECAY = "cross_entropy", "total", "weight_decay"
 class LossParts:
     """Cross-entropy, weight decay parameter by parameter, and the total; each with its moving average.
 
+    An auxiliary head's cross-entropy is in the first, by its weight.
+
     At every step an average keeps ``decay`` of itself and takes the rest from the value. It starts from zero
     and is not corrected for that, as ``tf.train.ExponentialMovingAverage`` does with tensors that are no
     variables, and so the ``loss_averages`` of TensorFlow's CIFAR-10 tutorial.

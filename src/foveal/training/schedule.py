@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from foveal.recipe import SchedulePart
 
 
-def learning_rate_factor(schedule: SchedulePart, step: int, total: int) -> float:
+def learning_rate_factor(
+    schedule: SchedulePart, step: int, total: int, steps_per_epoch: float = math.nan
+) -> float:
     """What the full learning rate is multiplied by.
 
     Args:
         schedule: the recipe's ``schedule`` table.
         step: number of the step, from 0.
         total: number of steps of the whole run.
+        steps_per_epoch: may be a fraction; for schedules that count epochs.
 
     Returns:
         A factor in [0, 1].
@@ -26,8 +29,10 @@ def learning_rate_factor(schedule: SchedulePart, step: int, total: int) -> float
         case OneCycle(peak=peak, start=start, final=final):
             return _one_cycle(step / total, peak, start, final)
         case Exponential(factor=factor, every=every, staircase=staircase, warmup_steps=warmup):
-            elapsed = step // every if staircase else step / every
-            value = factor**elapsed
+            span = every.amount * (steps_per_epoch if every.unit == "epochs" else 1)
+            elapsed = step / span
+            # Three times 33.3 steps are 100, however they are rounded.
+            value = factor ** (math.floor(elapsed + 1e-9) if staircase else elapsed)
         case Constant(warmup_steps=warmup):
             value = 1.0
         case Cosine(final=final):

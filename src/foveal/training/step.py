@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveal.device import autocast
+from foveal.errors import RecipeError
 from foveal.faults import fault_point
+from foveal.models.auxiliary import MayHaveAuxiliaryHead
 from foveal.seeding import seed_for
 from foveal.training.freezing import Freezing
 from foveal.training.optimizer import build_optimizer
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
     from foveal.data.corrupt import CorruptRecord
     from foveal.data.sampler import Sample
+    from foveal.models.auxiliary import WithAuxiliary
     from foveal.recipe import Recipe
+
+_AUXILIARY_WEIGHT = 0.3  # of the published Inception networks
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,35 @@ class TrainStep:
     All it depends on is the recipe, the number of the step, the batch, the weights and the optimizer's slots.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, total_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        total_steps: int,
+        device: torch.device,
+        steps_per_epoch: float = 1.0,
+    ) -> None:
         """Make the optimizer, with slots for all that ever learns.
 
+        Args:
+            model: the network, on its device.
+            recipe: resolved.
+            total_steps: of the run.
+            device: what the network computes on.
+            steps_per_epoch: for schedules that count epochs.
+
         Raises:
-            RecipeError: ``freeze``, ``phases``, ``groups`` or the optimizer do not fit the network or the
-                length of the run.
+            RecipeError: ``freeze``, ``phases``, ``groups``, ``loss`` or the optimizer do not fit the network
+                or the length of the run.
         """
+        self._auxiliary_weight = _auxiliary_weight(model, recipe)
         self._freezing = Freezing(model, recipe, total_steps)
         self.optimizer = build_optimizer(recipe.optimizer, model, recipe.groups)
         # Images of several sizes have a graph each; the one for any size would be slower for all of them.
         dynamic = False if recipe.resolution else None
         self._network = torch.compile(model, dynamic=dynamic) if recipe.compile is True else model
         self._recipe = recipe
-        self._total_steps = total_steps
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._device = device
 
     def _arithmetic(self) -> AbstractContextManager[object]:
@@ -75,7 +95,8 @@ class TrainStep:
     def _rate(self, step: int, full: float, until: float | None) -> float:
         """The rate of parameters that learn until a share of all steps is done, or to the end."""
         steps = self._total_steps if until is None else share_of(self._total_steps, until)
-        return full * learning_rate_factor(self._recipe.schedule, step, steps) * self._freezing.rate(step)
+        factor = learning_rate_factor(self._recipe.schedule, step, steps, self._steps_per_epoch)
+        return full * factor * self._freezing.rate(step)
 
     def __call__(self, step: int, batch: PreparedBatch) -> Tensor:
         """Do step number ``step`` (from 0); the batch's mean loss, float32, on the device."""
@@ -105,11 +126,33 @@ class TrainStep:
             images = batch.images[part].to(self._device, non_blocking=True)
             targets = batch.targets[part].to(self._device, non_blocking=True)
             with self._arithmetic():
-                logits = self._network(images)
-            loss = functional.cross_entropy(
-                logits.float(), targets, label_smoothing=self._recipe.loss.label_smoothing
-            )
-            loss = loss * (len(targets) / size)
+                outputs = self._network(images)
+            loss = self._loss(outputs, targets) * (len(targets) / size)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _loss(self, outputs: Tensor | WithAuxiliary, targets: Tensor) -> Tensor:
+        """The mean loss of logits, and of those of an auxiliary head by its weight."""
+        if isinstance(outputs, tuple):
+            logits, auxiliary = outputs
+            return self._loss(logits, targets) + self._auxiliary_weight * self._loss(auxiliary, targets)
+        smoothing = self._recipe.loss.label_smoothing
+        return functional.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
+
+
+def _auxiliary_weight(model: nn.Module, recipe: Recipe) -> float:
+    """What the loss of the network's auxiliary head is multiplied by; 0 without one.
+
+    Raises:
+        RecipeError: the recipe has a weight for it, and the network no head.
+    """
+    weight = recipe.loss.auxiliary_weight
+    if isinstance(model, MayHaveAuxiliaryHead) and model.has_auxiliary_head:
+        return _AUXILIARY_WEIGHT if weight is None else weight
+    if weight:
+        raise RecipeError(
+            f"loss.auxiliary_weight = {weight}: {recipe.model.name} has no auxiliary head: "
+            "leave it out, or give 0.0"
+        )
+    return 0.0

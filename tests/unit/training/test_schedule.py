@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveal.recipe import Constant, Cosine, Exponential, Linear, OneCycle, SchedulePart
+from foveal.data.sampler import Sampler
+from foveal.recipe import Constant, Cosine, Exponential, Frequency, Linear, OneCycle, SchedulePart
 from foveal.training.schedule import learning_rate_factor
 
 ALL: list[SchedulePart] = [
@@ -46,6 +49,30 @@ def test_staircase_falls_after_the_tutorials_136718_steps() -> None:
     schedule = Exponential(factor=0.1, every=int(50_000 / 128 * 350), staircase=True)
     assert learning_rate_factor(schedule, 136_717, 1_000_000) == 1.0
     assert learning_rate_factor(schedule, 136_718, 1_000_000) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "steps"), [(100, 10, [19, 20, 40]), (100, 30, [6, 7, 14]), (10, 40, [0, 1, 1])]
+)
+def test_a_schedule_in_epochs_falls_when_these_are_complete(size: int, batch: int, steps: list[int]) -> None:
+    per_epoch = Sampler(size, batch, seed=0).steps_per_epoch
+    schedule = Exponential(factor=0.5, every=Frequency(2, "epochs"), staircase=True)
+    falls = [math.log2(1 / learning_rate_factor(schedule, step, 1000, per_epoch)) for step in steps]
+    assert falls == [step * batch // (2 * size) for step in steps]
+    smooth = schedule.model_copy(update={"staircase": False})
+    found = learning_rate_factor(smooth, steps[1], 1000, per_epoch)
+    assert found == pytest.approx(0.5 ** (steps[1] * batch / (2 * size)))
+
+
+def test_three_times_a_third_of_an_epoch_are_one() -> None:
+    schedule = Exponential(factor=0.5, every=Frequency(0.3, "epochs"), staircase=True)
+    per_epoch = Sampler(100, 10, seed=0).steps_per_epoch
+    assert [learning_rate_factor(schedule, step, 99, per_epoch) for step in (2, 3, 6, 9)] == [
+        1,
+        0.5,
+        0.25,
+        0.125,
+    ]
 
 
 @given(st.sampled_from(ALL), st.integers(1, 500), st.data())
