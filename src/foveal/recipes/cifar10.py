@@ -2,8 +2,8 @@
 
     foveal train cifar10 --data FOLDER
 
-Two seeds gave 94.04% and 94.31% of the test images, in 14 and 16 minutes on two cores (docs/log.md). All 50,000
-training images are trained on; hold some out to tune: --set data.validation=5000.
+Two seeds gave 94.04% and 94.31% of the test images, in 14 and 16 minutes on two cores (docs/log.md). All
+50,000 training images are trained on; hold some out to tune: --set data.validation=5000.
 
 Sources: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, and the record airbench94_muon
 after it (network, optimizer, its rates, distortions, test-time augmentation), which descends from T. Swezey's
