@@ -114,6 +114,9 @@ class TrainStep:
         Returns:
             The mean loss, float32, on the device; the gradients are each parameter's ``grad``, None for one
             that is frozen.
+
+        Raises:
+            RecipeError: one example is too few for the network's batch norm.
         """
         self._freezing.apply(step)
         size = len(batch.targets)
@@ -125,12 +128,24 @@ class TrainStep:
             torch.manual_seed(seed_for(self._recipe.seed.data, f"dropout/step {step}", position))
             images = batch.images[part].to(self._device, non_blocking=True)
             targets = batch.targets[part].to(self._device, non_blocking=True)
-            with self._arithmetic():
-                outputs = self._network(images)
-            loss = self._loss(outputs, targets) * (len(targets) / size)
+            loss = self._loss(self._answer(images), targets) * (len(targets) / size)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _answer(self, images: Tensor) -> Tensor | WithAuxiliary:
+        """What the network gives for a micro-batch."""
+        try:
+            with self._arithmetic():
+                outputs: Tensor | WithAuxiliary = self._network(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RecipeError(
+                f"{self._recipe.model.name} cannot train on one example at a time, of which batch norm makes "
+                "nothing: give batch_size or micro_batch of 2 or more, or data.batching = 'drop_last'"
+            ) from None
+        return outputs
 
     def _loss(self, outputs: Tensor | WithAuxiliary, targets: Tensor) -> Tensor:
         """The mean loss of logits, and of those of an auxiliary head by its weight."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from foveal.data.sampler import Sample
+from foveal.errors import RecipeError
 from foveal.models.registry import build_model
 from foveal.recipe import Linear, Loss, ModelPart, Recipe, Sgd
 from foveal.training.step import PreparedBatch, TrainStep
@@ -79,6 +80,17 @@ def test_each_step_uses_the_learning_rate_of_its_number() -> None:
     assert [step.learning_rate(number) for number in (0, 5, 9)] == pytest.approx([0.1, 0.05, 0.01])
     step(5, batch())
     assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_one_example_at_a_time_is_refused_where_batch_norm_makes_nothing_of_it() -> None:
+    part = ModelPart(name="dense", options={"batch_norm": True})
+    _, step = step_of(recipe(model=part, micro_batch=1))
+    with pytest.raises(
+        RecipeError, match=r"^dense cannot train on one example at a time.*2 or more"
+    ) as caught:
+        step.backward(0, batch())
+    assert "\n" not in str(caught.value)
+    step_of(recipe(model=part, micro_batch=2))[1].backward(0, batch())
 
 
 def test_training_lowers_the_loss() -> None:
