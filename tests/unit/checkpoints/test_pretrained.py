@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from foveal.checkpoints import pretrained
-from foveal.checkpoints.pretrained import PRETRAINED
 from foveal.checkpoints.transfer import load_initial, transfer
 from foveal.errors import CheckpointError
 from foveal.models.registry import build_model
 from foveal.recipe import Init, ModelPart
 
-LITE0 = PRETRAINED["efficientnet-lite0"]
 INIT = Init(path=Path("efficientnet-lite0"))
 
 
@@ -88,8 +86,8 @@ def test_a_file_of_other_weights_is_told(efficientnet_package):
     refused(str(efficientnet_package), "not the weights of efficientnet-lite0", "'conv.weight'")
 
 
+@pytest.mark.usefixtures("_real_efficientnet")
 def test_the_real_package_is_read():
-    pytest.importorskip(LITE0.package)
     model = network()
     report = transfer(model, load_initial(INIT, "efficientnet_lite0"), INIT, 1000)
     assert (report.skipped, report.missing, report.unused) == ({}, (), ())
