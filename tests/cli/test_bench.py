@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from foveal.cli import bench
+
 
 def test_data_prints_one_json_document(foveal, tiny):
     found = foveal("bench", "data", tiny, "--seconds", 0.1, "--threads", 2, "--json").succeeded().document
@@ -58,6 +60,13 @@ def test_model_prints_the_time_of_a_batch_and_a_row(foveal):
     assert "dense: images of 32 x 32 x 3, 10 classes, 197,322 parameters; cpu, 1 thread\n" in found.out
     assert last.startswith("best rate in float32: ")
     assert re.fullmatch(r"forward, batch 4, float32: step 10 of 10, .* sec / batch\n", found.err)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00123, "1.23 ms"), (0.9994, "999 ms"), (0.9996, "1 s"), (34.56, "34.6 s")]
+)
+def test_times_have_three_digits_and_a_unit(seconds, text):
+    assert bench._time(seconds) == text
 
 
 @pytest.fixture

@@ -190,10 +190,15 @@ def _row(timing: Timing) -> tuple[str, ...]:
         setting.mode + (" compiled" if setting.compiled else ""),
         setting.precision,
         str(setting.batch_size),
-        *(f"{timing.percentile(percent) * 1000:.3g} ms" for percent in (50, 5, 95)),
+        *(_time(timing.percentile(percent)) for percent in (50, 5, 95)),
         f"{timing.images_per_second:,.1f}",
         f"{timing.operations / 1e9:.3g}",
         f"{timing.operations_per_second / 1e9:,.1f}",
         f"{timing.share_of_best:.0%}",
         "-" if timing.peak_memory is None else size(timing.peak_memory),
     )
+
+
+def _time(seconds: float) -> str:
+    """``105 ms``, ``3.56 s``."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
