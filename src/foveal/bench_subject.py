@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from foveal.data.download import ProgressReporter
 
+# Of what a network is made for, where it is not this:
 _SHAPES = {
     "efficientnet_lite0": (224, 224, 3),
+    "inception_v3": (299, 299, 3),
     "mnist_cnn": (28, 28, 1),
-}  # of what a network is made for, where that is not this:
+}
 _SHAPE, _CLASSES = (32, 32, 3), 10
 
 

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations
 
 from foveal.folding import folded
 from foveal.models.dense import Dense
+from foveal.models.efficientnet_lite import EfficientNetLite0
+from foveal.models.inception_v3 import InceptionV3
 from foveal.models.layers import SameMaxPool2d
 from foveal.models.small_cnn import SmallCnn
 from foveal.models.whitened_cnn import WhitenedCnn
@@ -54,13 +56,24 @@ def chain(*between: nn.Module, norm: nn.Module | None = None) -> nn.Sequential:
         partial(SmallCnn, 4, (12, 12, 3), widths=(8, 12), padding=True),
         partial(WhitenedCnn, 4, (12, 12, 3), widths=(24, 32)),
         partial(WhitenedCnn, 4, (12, 12, 3), widths=(24, 32), convolutions=3),
+        partial(EfficientNetLite0, 4, (12, 12, 3)),
         partial(Dense, 4, (12, 12, 3), widths=(16, 8), batch_norm=True),
         chain,
         partial(chain, nn.MaxPool2d(2)),
         partial(chain, SameMaxPool2d(3, 2), nn.Identity()),
         partial(chain, norm=nn.BatchNorm2d(8, affine=False)),
     ],
-    ids=["small_cnn", "two a group", "three a group", "dense", "pair", "pool", "same pool", "no line"],
+    ids=[
+        "small_cnn",
+        "two a group",
+        "three a group",
+        "efficientnet",
+        "dense",
+        "pair",
+        "pool",
+        "same pool",
+        "no line",
+    ],
 )
 def test_all_norms_that_follow_a_layer_become_part_of_it(build) -> None:
     model = trained(build())
@@ -70,6 +83,15 @@ def test_all_norms_that_follow_a_layer_become_part_of_it(build) -> None:
     torch.testing.assert_close(answer(quick), answer(model), rtol=1e-4, atol=1e-4)
     more = torch.randn(5, 3, 12, 12)
     torch.testing.assert_close(answer(quick, more), answer(model, more), rtol=1e-4, atol=1e-4)
+
+
+def test_parallel_branches_and_heads_are_followed() -> None:
+    model = trained(InceptionV3(4, (75, 75, 3), depth_multiplier=0.1))
+    images = torch.randn(2, 3, 75, 75)
+    quick = folded(model, images)
+    assert quick is not None
+    assert (norms(model), norms(quick)) == (96, 0)
+    torch.testing.assert_close(answer(quick, images), answer(model, images), rtol=1e-3, atol=1e-3)
 
 
 def test_a_falling_line_is_folded_but_not_across_a_maximum() -> None:

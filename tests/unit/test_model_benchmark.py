@@ -10,6 +10,7 @@ from foveal.bench_subject import find_subject
 from foveal.errors import DataError, RecipeError, UnknownNameError, UsageError
 from foveal.machine_rate import Rate
 from foveal.model_benchmark import Setting, Timing, bench_model
+from foveal.models.registry import MODELS
 from foveal.summary import describe_network
 
 QUICK = {"steps": 2, "burn_in": 0}
@@ -193,6 +194,7 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch):
 
 
 def test_networks_have_a_size_of_their_own_or_a_common_one():
+    assert bench_subject._SHAPES.keys() <= MODELS.keys()
     assert find_subject("mnist_cnn").image_shape == (28, 28, 1)
     assert find_subject("dense").image_shape == bench_subject._SHAPE
     assert find_subject("mnist_cnn", size=8, classes=3).image_shape == (8, 8, 1)
