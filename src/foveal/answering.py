@@ -44,6 +44,7 @@ class Answering:
 
     Attributes:
         device: where the network is.
+        temperature: what logits are divided by.
         precision: what it computes in; known when the first images have come.
     """
 
@@ -53,6 +54,7 @@ class Answering:
         recipe: Recipe,
         averages: Mapping[str, Tensor] | None = None,
         *,
+        temperature: float = 1.0,
         compiled: bool = False,
     ) -> None:
         """Nothing is computed before the first images come.
@@ -61,11 +63,13 @@ class Answering:
             model: the network, on its device, in any mode; its weights must not change any more.
             recipe: resolved, except that ``precision`` may be ``auto``.
             averages: parameters and buffers to use instead of the network's own, of any dtype.
+            temperature: what logits are divided by (:mod:`foveal.calibration`).
             compiled: use torch.compile, which takes up to a minute at the first images.
         """
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._averages = {name: value.to(own[name].dtype) for name, value in (averages or {}).items()}
         self._model, self._recipe, self._compiled = model, recipe, compiled
+        self.temperature = temperature
         self.device = next(model.parameters()).device
         self._shape: torch.Size | None = None  # of the images for which the following is made
         self._module = model
@@ -100,7 +104,8 @@ class Answering:
     def _ask(self, images: Tensor, precision: Precision) -> Tensor:
         kernels = self._recipe.kernels and not self._compiled  # they could not be compiled
         with undisturbed(self._module), autocast(self.device, precision, kernels=kernels):
-            return mean_logits(self._network, images, self._recipe.evaluation.tta).float()
+            logits = mean_logits(self._network, images, self._recipe.evaluation.tta).float()
+        return logits / self.temperature if self.temperature != 1 else logits
 
     def _choose(self, images: Tensor) -> Precision:
         """What to compute in."""
@@ -111,7 +116,7 @@ class Answering:
             return "bfloat16"  # only autocast gives it images of the dtype of its weights
         with undisturbed(self._model):
             expected = mean_logits(self._plain, images, self._recipe.evaluation.tta)
-        difference = self._ask(images, "bfloat16") - expected
+        difference = self._ask(images, "bfloat16") - expected / self.temperature
         # The derivative of a probability p is p * (its logit's - the mean of all logits'). So none changes by
         # more than this, on any image whose logits change as much: these may be easier ones than others.
         most = (difference.amax(dim=1) - difference.amin(dim=1)).max() / 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from foveal.answering import Answering
+from foveal.calibration import fit_temperature
 from foveal.data.catalog import open_data
 from foveal.data.input import evaluation_pipeline
 from foveal.device import configured
@@ -60,7 +61,7 @@ class Evaluation:
 
     Attributes:
         accuracy: share of the examples whose most probable class is theirs.
-        loss: mean cross-entropy, without label smoothing.
+        loss: mean cross-entropy, without label smoothing, at the temperature.
         examples: how many were evaluated.
         confusion: int64 ``[classes, classes]``, row the true class, column the predicted one.
         classes: class names.
@@ -69,6 +70,7 @@ class Evaluation:
         step: of the checkpoint; None where an ensemble's members differ in it.
         weights: ``ema`` (averaged) or ``raw``; None where an ensemble's members differ in it.
         split: the part of the data.
+        temperature: what logits were divided by (:mod:`foveal.calibration`).
         corrupt: damaged records, which were left out.
         run: the run's folder; empty for a network of no run, and for an ensemble.
         members: of an ensemble, what each run alone has reached.
@@ -84,6 +86,7 @@ class Evaluation:
     step: int | None = 0
     weights: Weights | None = "raw"
     split: str = "test"
+    temperature: float = 1.0
     corrupt: tuple[CorruptRecord, ...] = ()
     run: str = ""
     members: tuple[Evaluation, ...] = ()
@@ -116,6 +119,7 @@ class Evaluation:
             "loss": self.loss,
             **top5,
             **self.metrics,
+            **({"temperature": self.temperature} if self.temperature != 1 else {}),
             "examples": self.examples,
             **({"left_out": len(self.corrupt)} if self.corrupt else {}),
         }
@@ -143,7 +147,7 @@ class Evaluation:
 def evaluate(
     run: str | Path | Sequence[str | Path],
     *,
-    checkpoint: str | int = "latest",
+    checkpoint: str | int | None = None,
     split: Split = "test",
     weights: Weights | None = None,
     data: str | Path | None = None,
@@ -161,7 +165,8 @@ def evaluate(
 
     Args:
         run: the run folder, or several.
-        checkpoint: ``"latest"``, ``"best"`` (by validation) or a step.
+        checkpoint: ``"latest"``, ``"best"`` (by validation) or a step; by default what each run's recipe says
+            with ``evaluation.use``.
         split: which part of the data, of the first run's if there are several.
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         data: the folder of the data's files, if not where the run found them.
@@ -192,7 +197,7 @@ def evaluate(
         return _evaluate(
             [
                 _Member(
-                    Answering(each.network, each.recipe, compiled=compiled),
+                    Answering(each.network, each.recipe, temperature=each.temperature, compiled=compiled),
                     each.recipe,
                     each.state["step"],
                     each.weights,
@@ -219,6 +224,7 @@ def evaluate_network(
     *,
     metrics: Sequence[str] = (),
     averages: Mapping[str, Tensor] | None = None,
+    temperature: float | None = 1.0,
     step: int = 0,
     weights: Weights = "raw",
     split: str = "test",
@@ -233,6 +239,7 @@ def evaluate_network(
         recipe: resolved; says precision, normalisation and batch size.
         metrics: further ones, by name.
         averages: parameters and buffers to use instead of the network's own, of any dtype.
+        temperature: what logits are divided by; None: what is fitted to these examples.
         step: passed on to the result, like ``weights`` and ``split``.
         weights: what the result calls them.
         split: what the result calls the part.
@@ -244,8 +251,16 @@ def evaluate_network(
         DataError: the data cannot be read.
         EvaluationStopped: ``stopped`` said so.
     """
-    member = _Member(Answering(model, recipe, averages), recipe, step, weights)
-    return _evaluate([member], source, metrics=metrics, split=split, stopped=stopped, report=report)
+    network = Answering(model, recipe, averages, temperature=1.0 if temperature is None else temperature)
+    return _evaluate(
+        [_Member(network, recipe, step, weights)],
+        source,
+        metrics=metrics,
+        split=split,
+        stopped=stopped,
+        report=report,
+        calibrate=temperature is None,
+    )
 
 
 @dataclass(frozen=True)
@@ -267,12 +282,18 @@ def _evaluate(
     split: str,
     stopped: Callable[[], bool],
     report: Callable[[str], None],
+    calibrate: bool = False,
 ) -> Evaluation:
-    """Evaluate the mean of the members' probabilities, and where there are several, each member."""
+    """Evaluate the mean of the members' probabilities, and where there are several, each member.
+
+    With ``calibrate``, there is one member, whose answers are divided by the temperature that fits them best.
+    """
     several = len(members) > 1
     device = members[0].network.device
     together = _Scores(source.classes, device, metrics)
     alone = [_Scores(source.classes, device) for _ in members] if several else []
+    temperature = members[0].network.temperature
+    held: list[tuple[Tensor, Tensor]] = []  # answers that wait for the temperature, and their labels
     corrupt: list[CorruptRecord] = []
     with shared_batches(source, [member.recipe for member in members], report, stopped) as batches:
         for batch in batches:
@@ -283,12 +304,19 @@ def _evaluate(
                 labels = batch.targets.to(device)
                 pairs = zip(members, batch.images, strict=True)
                 answers = [member.network(images).to(device) for member, images in pairs]
-                together.add(mean_answer(answers), labels)
+                if calibrate:
+                    held.append((answers[0], labels))
+                else:
+                    together.add(mean_answer(answers), labels)
                 for scores, logits in zip(alone, answers, strict=False):
                     scores.add(logits, labels)
             fault_point("evaluation")
     if stopped():
         raise EvaluationStopped
+    if held:
+        logits, labels = map(torch.cat, zip(*held, strict=True))
+        temperature = fit_temperature(logits, labels) if logits.isfinite().all() else 1.0
+        together.add(logits / temperature, labels)
     if not together.examples:
         raise DataError(f"{corrupt[0].reason}; nothing of the {split} part can be read")
     results = [
@@ -296,7 +324,7 @@ def _evaluate(
         for scores, member in zip(alone or [together], members, strict=True)
     ]
     if not several:
-        return results[0]
+        return replace(results[0], temperature=temperature)
     step, weights = _common(each.step for each in results), _common(each.weights for each in results)
     return together.result(split, step, weights, corrupt, members=results)
 

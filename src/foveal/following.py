@@ -414,6 +414,7 @@ class _Follower:
             self._source,
             recipe,
             metrics=wanted.metrics,
+            temperature=trained.temperature,
             step=step,
             weights=trained.weights,
             split=wanted.split,

@@ -52,11 +52,17 @@ class TrainedRun:
     weights: Weights
     state: Mapping[str, Any]
 
+    @property
+    def temperature(self) -> float:
+        """What its logits are to be divided by: fitted, if the recipe asks for it, to the default weights."""
+        fitted = self.weights == default_weights(self.recipe, self.state["step"])
+        return float(self.state.get("temperature", 1.0)) if fitted else 1.0
+
 
 def open_run(
     run: str | Path,
     *,
-    checkpoint: str | int = "latest",
+    checkpoint: str | int | None = None,
     weights: Weights | None = None,
     device: str | None = None,
     tta: Views | None = None,
@@ -66,7 +72,8 @@ def open_run(
 
     Args:
         run: the run folder.
-        checkpoint: ``"latest"``, ``"best"`` (highest validation accuracy) or a step.
+        checkpoint: ``"latest"``, ``"best"`` (by validation) or a step; by default what the recipe says with
+            ``evaluation.use``.
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them and a step was
             done: before that there is nothing to average.
         device: overrides the recipe's.
@@ -78,7 +85,8 @@ def open_run(
     """
     folder = RunFolder(Path(run), report)
     recipe = _asked_for(folder.recipe(), device, tta)
-    stored = folder.load_checkpoint(checkpoint, needed_parts(recipe, weights))
+    which = recipe.evaluation.use if checkpoint is None else checkpoint
+    stored = folder.load_checkpoint(which, needed_parts(recipe, weights))
     return load_run(folder.path, recipe, stored, weights)
 
 

@@ -74,7 +74,7 @@ def predict(
     images: Iterable[str | Path],
     *,
     top: int = 5,
-    checkpoint: str | int = "latest",
+    checkpoint: str | int | None = None,
     weights: Weights | None = None,
     device: str | None = None,
     tta: Views | None = None,
@@ -90,7 +90,8 @@ def predict(
             knows ImageNet's classes.
         images: files, folders, which stand for the images below them, and patterns (``photos/**/*.jpg``).
         top: how many classes to name.
-        checkpoint: ``"latest"``, ``"best"`` or a step of a run.
+        checkpoint: ``"latest"``, ``"best"`` or a step of a run; by default what its recipe says with
+            ``evaluation.use``.
         weights: of a run, ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         device: overrides the recipe's.
         tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
@@ -107,14 +108,14 @@ def predict(
         FovealError: the run or its checkpoint, or the model, cannot be used.
     """
     if isinstance(run, str) and run in PRETRAINED:
-        if checkpoint != "latest" or weights is not None:
+        if checkpoint is not None or weights is not None:
             raise UsageError(f"{run} is a pretrained model, not a run: it has no checkpoints to choose from")
         trained = open_pretrained(run, device=device, tta=tta)
     else:
         _check_name(str(run))
         trained = open_run(run, checkpoint=checkpoint, weights=weights, device=device, tta=tta, report=report)
     files = _Files(tuple(find_images(map(str, images))), trained.state)
-    network = Answering(trained.network, trained.recipe, compiled=compiled)
+    network = Answering(trained.network, trained.recipe, temperature=trained.temperature, compiled=compiled)
     pipeline = _pipeline(trained.recipe, files, invert=invert)
     with configured(trained.recipe), _told(progress, len(files)) as done:
         for prediction in _predictions(network, pipeline, files, top, report=report):

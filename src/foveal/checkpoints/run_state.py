@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 RUN_FIELDS: Final = ("step", "train_seconds", "logs", "classes", "image_shape", "data")
 """The fields that every checkpoint of a run has."""
 
-_COUNTS = ("step", "examples", "left_out")  # numbers in the record of an evaluation that measure nothing
+_COUNTS = (
+    "step",
+    "examples",
+    "left_out",
+    "temperature",
+)  # numbers in the record of an evaluation that measure nothing
 
 
 def check_state(
@@ -97,6 +102,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "validation": ("null or an object", lambda value: value is None or _is_table(value)),
     "score": ("null or a number", lambda value: value is None or _is_number(value)),
     "best": ("null, or an object with a step and a score", lambda value: value is None or _is_best(value)),
+    "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
     "stale": ("an integer from 0", _is_count),
     "evaluation_pending": ("true or false", lambda value: isinstance(value, bool)),
     "loss_averages": ("numbers by part of the loss", lambda value: _is_table(value, _is_number)),

@@ -53,7 +53,9 @@ def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="A run folder; several are one ensemble.")
     ],
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="latest, best, or a step; default: as the recipe says.")
+    ] = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
     weights: Annotated[
         Weights | None, typer.Option(help="Averaged or raw; default: averaged where the recipe keeps them.")
@@ -92,7 +94,7 @@ def evaluate(
     from foveal.errors import UsageError
 
     if follow:
-        if len(runs) > 1 or checkpoint != "latest":
+        if len(runs) > 1 or checkpoint is not None:
             raise UsageError(
                 "--follow evaluates every checkpoint of one run: leave out the others, and --checkpoint"
             )
@@ -110,7 +112,7 @@ def evaluate(
 
     result = run_evaluation(
         runs,
-        checkpoint=parse_checkpoint(checkpoint),
+        checkpoint=None if checkpoint is None else parse_checkpoint(checkpoint),
         split=split.value,
         weights=weights.value if weights else None,
         data=data,

@@ -45,7 +45,9 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     output: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="latest, best, or a step; default: as the recipe says.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     tta: TtaOption = None,
     invert: Annotated[
@@ -75,7 +77,7 @@ def predict(
         run,
         images,
         top=top,
-        checkpoint=parse_checkpoint(checkpoint),
+        checkpoint=None if checkpoint is None else parse_checkpoint(checkpoint),
         device=device,
         tta=tta.value if tta else None,
         invert=invert,

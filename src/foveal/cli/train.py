@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe file (ends in .toml).")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|FOLDER",
+            help="A recipe's name, a recipe file (ends in .toml), or a folder of images (./photos), with a "
+            "folder for each class.",
+        ),
+    ],
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: runs/NAME. A run in it is continued.")
     ] = None,
@@ -57,9 +65,10 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and begin anew.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a recipe; the same command run again goes on where it stopped.
+    """Train a recipe, or what knows ImageNet on your images; the same command again goes on where it stopped.
 
-    Example: foveal train digits --run runs/first --set optimizer.learning_rate=0.01
+    Examples: foveal train digits --run runs/first --set optimizer.learning_rate=0.01
+              foveal train ./photos
     """
     from foveal import recipes
     from foveal.cli.output import print_json
@@ -91,6 +100,12 @@ def train(
         typer.echo(result.summary())
     if not result.finished:
         raise typer.Exit(3)
+    if recipes.is_path(recipe) and not json:
+        from foveal.review import review
+
+        for line in review(result.run, device=device).lines():
+            typer.echo(line)
+        typer.echo(f"Next: foveal predict {quote(str(result.run))} PHOTO")
 
 
 def _starting_point(text: str) -> str:

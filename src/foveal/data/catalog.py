@@ -76,10 +76,10 @@ def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> Da
     data = _open(part.name, part.options, part.path, progress)
     if part.validation is None and part.split is None:
         return data
+    if part.split is not None:
+        return _split(data, part.split, progress)
     if data.validation is not None:
         raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
-    if part.split is not None:
-        return _split(data, part.split)
     return _hold_out(data, part.validation or 0)
 
 
@@ -225,11 +225,21 @@ def _hold_out(data: DataSet, count: int) -> DataSet:
     return DataSet(skip(data.train, count), take(data.train, count), data.test)
 
 
-def _split(data: DataSet, shares: Split) -> DataSet:
+def _split(data: DataSet, split: Split, progress: ProgressReporter | None) -> DataSet:
     """Set shares of the training examples aside, equal images together."""
-    if shares.test and data.test is not None:
-        raise RecipeError("data.split.test: these data have a test part of their own; leave it out")
-    from foveal.data.combine import split
+    shares = {"validation": split.validation, "test": split.test}
+    for name in shares.keys() & data.parts().keys():
+        if shares[name] and not split.only_missing:
+            raise RecipeError(f"data.split.{name}: these data have a {name} part of their own; leave it out")
+        shares[name] = 0.0
+    if not any(shares.values()):
+        return data
+    if split.alike:
+        from foveal.data.grouping import split_alike
 
-    parts = split(data.train, {"validation": shares.validation, "test": shares.test})
-    return DataSet(parts["train"], parts.get("validation"), parts.get("test", data.test))
+        parts = split_alike(data.train, shares, progress=progress)
+    else:
+        from foveal.data.combine import split as split_equal
+
+        parts = split_equal(data.train, shares)
+    return DataSet(parts["train"], parts.get("validation", data.validation), parts.get("test", data.test))

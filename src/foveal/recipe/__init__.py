@@ -12,6 +12,7 @@ from foveal.recipe.schema import (
     Ema,
     Evaluation,
     Exponential,
+    Head,
     Init,
     Linear,
     Logging,
@@ -24,6 +25,7 @@ from foveal.recipe.schema import (
     Resolution,
     SchedulePart,
     Seeds,
+    Split,
 )
 from foveal.recipe.text import describe, differences, from_toml, override, parse_settings, to_toml
 from foveal.recipe.transforms import (
@@ -77,6 +79,7 @@ __all__ = [
     "Flip",
     "Frequency",
     "Group",
+    "Head",
     "Hue",
     "Init",
     "Invert",
@@ -105,6 +108,7 @@ __all__ = [
     "SchedulePart",
     "Seeds",
     "Sgd",
+    "Split",
     "Transform",
     "Translate",
     "TrivialAugment",

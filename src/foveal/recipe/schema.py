@@ -36,6 +36,10 @@ class Split(Part):
     """Share that becomes the validation part."""
     test: Decay = 0.0
     """Share that becomes the test part."""
+    alike: Flag = False
+    """Look at all images, once, keep those together that look alike, and take the shares of every class."""
+    only_missing: Flag = False
+    """Leave out the share of a part that the data have already, instead of refusing to split them."""
 
     @model_validator(mode="after")
     def _check(self) -> Split:
@@ -219,6 +223,22 @@ class Init(Part):
     """Accept that tensors of the network are not in the file, or are of another shape."""
 
 
+class Head(Part):
+    """Before the first step, fit the last layer to what the others make of the training images."""
+
+    penalties: tuple[PositiveFloat, ...] = (0.003, 0.03, 0.3)
+    """Halves of these times the sum of the squared weights are added to the loss; of several, the one that
+    does best on the validation part is used, or, without one, the middle one. Features are standardised."""
+    examples: PositiveInt = 20_000
+    """At most so many images are used, spread evenly over the data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Head:
+        if not self.penalties:
+            raise ValueError("penalties = []: at least one")
+        return self
+
+
 class Phase(Part):
     """A stretch at the beginning of training in which less is learnt, or at another rate."""
 
@@ -253,8 +273,16 @@ class Evaluation(Part):
 
     every: Frequency = Frequency(1, "epochs")
     """How often the validation part is evaluated, if there is one."""
+    first: Flag = False
+    """Evaluate it before the first step too: what the weights that training starts from are worth."""
     final: Flag = True
-    """Evaluate the last weights on the test part, if there is one."""
+    """When training has ended, evaluate on the test part, if there is one."""
+    use: Literal["latest", "best"] = "latest"
+    """The checkpoint that this last evaluation measures, and that evaluate and predict use where nobody names
+    one: that of the last step, or the best of the validation part."""
+    calibrate: Flag = False
+    """Divide the network's logits by a temperature, fitted at each evaluation to the validation part, so that
+    probabilities are neither too sure nor too doubtful; evaluate and predict do so too."""
     metrics: tuple[str, ...] = ()
     """More metrics by name, of torchmetrics.classification: 'f1_score', 'auroc', 'cohen_kappa', ..."""
     best: str = "accuracy"
@@ -358,6 +386,7 @@ class Recipe(Part):
     """What is done to the images instead when they are evaluated or predicted: resize, central_crop."""
     normalization: Normalization = Normalization()
     init: Init | None = None
+    head: Head | None = None
     freeze: tuple[Expression, ...] = ()
     """Parameters that do not learn: regular expressions searched in their names. No gradient, no weight
     decay; batch norm whose parameters are all frozen keeps its statistics."""
@@ -390,6 +419,10 @@ class Recipe(Part):
         for field, frequency in {"evaluation.every": self.evaluation.every, **logging}.items():
             if frequency.unit == "min":
                 raise ValueError(f"{field} must be in steps or epochs: by the clock, no two runs would agree")
+        best, kept = self.evaluation.best, self.checkpoint.keep_best
+        keeps_best = best in kept if isinstance(kept, dict) else kept > 0
+        if self.evaluation.use == "best" and not keeps_best:
+            raise ValueError("evaluation.use = 'best' needs checkpoint.keep_best to keep it")
         ends = [stretch.until for stretch in self.resolution]
         if ends != sorted(set(ends)):
             raise ValueError("resolution: each 'until' must be above the one before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from foveal.recipe import Recipe
+
+_FOR_FOLDERS = "efficientnet-lite0"
 
 
 def names() -> list[str]:
@@ -32,7 +35,7 @@ def load(name: str) -> Recipe:
 
 
 def choose(name: str, changes: Iterable[str] = ()) -> Recipe:
-    """A recipe by name, or from a file that ends in ``.toml``, with ``KEY=VALUE`` changes.
+    """A recipe by name, from a file that ends in ``.toml``, or for a folder, with ``KEY=VALUE`` changes.
 
     Raises:
         UsageError: there is no such recipe, or it becomes impossible.
@@ -41,9 +44,29 @@ def choose(name: str, changes: Iterable[str] = ()) -> Recipe:
 
     if name.endswith(".toml"):
         return override(from_toml(Path(name)), changes)
-    if "/" in name or "\\" in name:
-        raise UsageError(f"{name}: name a recipe or a .toml file; a folder of data is given with --data")
+    if is_path(name):
+        return override(of_folder(Path(name)), changes)
     return override(load(name), changes)
+
+
+def is_path(name: str) -> bool:
+    """Whether this names data on the disk, and not a recipe: it has a separator, as ``./photos``."""
+    return "/" in name or "\\" in name
+
+
+def of_folder(path: Path) -> Recipe:
+    """A recipe for a folder of photographs, or other labelled images: what knows ImageNet learns them.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such folder of images (a recipe's name has no separator)")
+    path = path.resolve()
+    recipe = load(_FOR_FOLDERS)
+    name = re.sub(r"[^\w.-]+", "-", path.name).strip(".-") or recipe.name
+    data = recipe.data.model_copy(update={"path": path})
+    return recipe.model_copy(update={"name": name, "data": data})
 
 
 def documentation(name: str) -> str:
@@ -57,5 +80,6 @@ def documentation(name: str) -> str:
 
 def _module(name: str) -> ModuleType:
     if name not in names():
-        raise UnknownNameError("recipe", name, names(), "(a file: ./NAME.toml)")
+        hint = f"(the folder: ./{name})" if Path(name).is_dir() else "(a file: ./NAME.toml)"
+        raise UnknownNameError("recipe", name, names(), hint)
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -19,13 +19,16 @@ from foveal.recipe import (
     CentralCrop,
     Cosine,
     DataPart,
+    Evaluation,
     Flip,
+    Head,
     Init,
     ModelPart,
     Normalization,
     RandomResizedCrop,
     Recipe,
     Resize,
+    Split,
 )
 
 _SIZE = (224, 224)
@@ -34,12 +37,16 @@ recipe = Recipe(
     name="efficientnet-lite0",
     batch_size=32,
     epochs=10,
-    data=DataPart(name="auto"),
+    data=DataPart(
+        name="auto", split=Split(validation=0.2, alike=True, only_missing=True), sampling="balanced"
+    ),
     model=ModelPart(name="efficientnet_lite0", options={"norm_memory": 0.9}),
     augmentation=(RandomResizedCrop(size=_SIZE, area=(0.25, 1.0)), Flip()),
     preprocessing=(CentralCrop(fraction=224 / 256, square=True), Resize(size=_SIZE, method="bicubic")),
     normalization=Normalization(mean=(127 / 255,), deviation=(128 / 255,)),
     init=Init(path=Path("efficientnet-lite0")),
+    head=Head(),
     optimizer=AdamW(learning_rate=5e-4, weight_decay=0.01),
     schedule=Cosine(warmup=0.1),
+    evaluation=Evaluation(first=True, best="loss", use="best", patience=4, calibrate=True, batch_size=64),
 )

@@ -19,6 +19,7 @@ from foveal.models.registry import build_model
 from foveal.training.beginning import begin_from_images, check_beginning
 from foveal.training.continuation import go_on
 from foveal.training.ema import MovingAverage
+from foveal.training.head import check_head, fit_head
 from foveal.training.measure import resolve_speed
 from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from foveal.training.resolution import check_sizes, image_size, scaled
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.checkpoints.transfer import TransferReport
     from foveal.data.source import DataSet
-    from foveal.recipe import Recipe
+    from foveal.recipe import Init, Recipe
 
 
 class Learner:
@@ -82,6 +83,7 @@ class Learner:
         check_sizes(recipe, model, self.image_shape)
         self.recipe = resolve_speed(recipe, model, self.prepare(0, full_size=True), self.total_steps)
         check_beginning(recipe, self.source, model)
+        check_head(recipe, self.source, model)
         self.model = model.to(self.device).train()
         self.train_step = TrainStep(
             self.model, self.recipe, self.total_steps, self.device, self.sampler.steps_per_epoch
@@ -90,24 +92,31 @@ class Learner:
         self.step = self.first_step = 0
         self._recomputed = -1  # the step at which the averages' statistics were measured last
 
-    def initialise(self) -> TransferReport | None:
-        """Finish the first weights: from training images, where the network asks for it; then from ``init``.
+    def initialise(self) -> list[str]:
+        """Finish the first weights: from training images, where the network asks for it; ``init``; ``head``.
 
         The hash of what the recipe's ``init`` names, if it does, goes into the recipe.
 
         From a TensorFlow checkpoint whose weights all fit, training goes on at its step, with its averages
-        and its optimizer's slots.
+        and its optimizer's slots; then no head is fitted.
+
+        Returns:
+            What was done, in lines for people.
 
         Raises:
             CheckpointError: they cannot be read, do not fit, or are not those the run was begun with.
             RecipeError: the recipe ends before the step to go on at.
         """
         begin_from_images(self.recipe, self.data.train, self.model)
-        if self.average is not None:
+        report = self._load_initial(self.recipe.init) if self.recipe.init else None
+        lines = list(report.lines()) if report else []
+        if self.recipe.head is not None and not self.first_step:
+            lines.append(fit_head(self.recipe, self.data, self.model))
+        if self.average is not None and not self.first_step:
             self.average.reset()
-        init = self.recipe.init
-        if init is None:
-            return None
+        return lines
+
+    def _load_initial(self, init: Init) -> TransferReport:
         initial = load_initial(init, self.recipe.model.name)
         training = initial.training if fits(self.model, initial, init) else None
         if training is not None and training.step > self.total_steps:
@@ -120,9 +129,9 @@ class Learner:
         report = transfer(self.model, initial, init, len(self.source.classes))
         settled = init.model_copy(update={"sha256": initial.sha256})
         self.recipe = self.recipe.model_copy(update={"init": settled})
-        if self.average is not None:
-            self.average.reset()
         if training is not None:
+            if self.average is not None:
+                self.average.reset()
             self.step = self.first_step = training.step
             notes = go_on(
                 training, self.model, self.train_step.optimizer, self.recipe.optimizer.name, self.average

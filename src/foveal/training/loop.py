@@ -32,7 +32,8 @@ class TrainResult:
         finished: False if a signal stopped it; the same call goes on from there.
         train_seconds: time spent training, over all restarts, without evaluation.
         examples_per_second: over that time.
-        accuracy: of the last weights on the test part; None if the recipe or the data have no such part.
+        accuracy: on the test part, of the weights that the recipe's ``evaluation.use`` names; None if the
+            recipe or the data have no such part.
         first_step: how many of the steps were done before the run began; None if it began at 0.
     """
 
@@ -137,11 +138,11 @@ def _train_batches(session: Session, stop: StopRequest) -> None:
 
 
 def _test(session: Session) -> tuple[float | None, bool]:
-    """The accuracy of the last weights on the test part, measured once; and whether nothing is left to do."""
+    """The accuracy on the test part, measured once; and whether nothing is left to do."""
     if not (session.finished and session.has_test and session.recipe.evaluation.final):
         return None, True
     done = session.test_record()
     try:
-        return done["accuracy"] if done else session.evaluate("test").accuracy, True
+        return done["accuracy"] if done else session.test().accuracy, True
     except EvaluationStopped:
         return None, False

@@ -14,6 +14,7 @@ from foveal.data.loader import Loader
 from foveal.data.stream import StreamSource
 from foveal.errors import NonFiniteLossError, RecipeError, RunError, UnknownNameError
 from foveal.evaluation import Evaluation, evaluate_network, find_metric, higher_is_better
+from foveal.inference import load_run, needed_parts
 from foveal.training.hooks import Every, FiniteLoss
 from foveal.training.learner import Learner
 from foveal.training.metrics import RunLog
@@ -22,11 +23,12 @@ from foveal.training.monitoring import Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from foveal.checkpoints.layout import StoredCheckpoint
     from foveal.data.corrupt import CorruptRecord
     from foveal.data.source import DataSet
+    from foveal.recipe import Evaluation as EvaluationPart
     from foveal.recipe import Recipe
     from foveal.run_folder import RunFolder
     from foveal.training.console import Console
@@ -64,10 +66,8 @@ class Session:
         recipe = learner.recipe
         self._monitor = Monitor(learner)
         _check_metrics(recipe, len(learner.source.classes))
-        if recipe.evaluation.patience and data.validation is None:
-            raise RecipeError(
-                "evaluation.patience needs a validation part: set data.validation or data.split"
-            )
+        if data.validation is None:
+            _check_without_validation(recipe.evaluation)
         self._console = console
         self._stopped = stopped
         self._policies = retention_policies(recipe.checkpoint, recipe.evaluation.best, higher_is_better)
@@ -75,6 +75,7 @@ class Session:
         self.train_seconds = 0.0
         self._best: dict[str, Any] | None = None
         self._stale = 0  # evaluations since the best one
+        self._temperature = 1.0  # fitted to the validation part at its last evaluation
         self._validation: dict[str, Any] | None = None  # what the present step's evaluation gave
         self._pending = False  # whether the present step is still to be evaluated
         self._saved: tuple[int, bool] | None = None  # the step saved last, and whether it was pending then
@@ -135,9 +136,9 @@ class Session:
         Raises:
             CheckpointError: they cannot be used.
         """
-        report = self.learner.initialise()
-        for line in report.lines() if report else ():
+        for line in self.learner.initialise():
             self._console.message(line)
+        self._pending = self.recipe.evaluation.first and self.learner.data.validation is not None
 
     def open(self, folder: RunFolder) -> None:
         """Begin in a folder, or go on from the newest good checkpoint in it.
@@ -243,30 +244,61 @@ class Session:
         self._saver.save(self.step, self.learner.tensors(), self._state(), self._log.sync)
         self._saved = (self.step, self._pending)
 
-    def evaluate(self, split: str) -> Evaluation:
-        """Evaluate the present weights, log the result, and leave everything as it was.
+    def validate(self) -> Evaluation:
+        """Evaluate the present weights on the validation part, log the result, and leave all as it was.
 
         Raises:
             NonFiniteLossError: the weights are not worth evaluating.
             EvaluationStopped: a stop was asked for meanwhile.
         """
+        return self._evaluate_present("validation", None if self.recipe.evaluation.calibrate else 1.0)
+
+    def test(self) -> Evaluation:
+        """Evaluate on the test part what the finished run's users will use, and log the result.
+
+        Raises:
+            CheckpointError: its best checkpoint is asked for, and cannot be used.
+            EvaluationStopped: a stop was asked for meanwhile.
+        """
+        if self._used_step == self.step:
+            return self._evaluate_present("test", self._temperature)
+        stored = self._folder.load_checkpoint("best", needed_parts(self.recipe, None))
+        best = load_run(self._folder.path, self.recipe, stored, None)
+        return self._evaluate(
+            "test",
+            best.network,
+            temperature=best.temperature,
+            step=stored.state["step"],
+            weights=best.weights,
+        )
+
+    def _evaluate_present(self, split: str, temperature: float | None) -> Evaluation:
+        """Evaluate the present weights, averaged where the recipe asks for that."""
         self._check_finite()
-        learner = self.learner
+        averages = self.learner.averaged()
+        return self._evaluate(
+            split,
+            self.learner.model,
+            averages=averages,
+            temperature=temperature,
+            step=self.step,
+            weights="raw" if averages is None else "ema",
+        )
+
+    def _evaluate(self, split: str, network: nn.Module, **settings: Any) -> Evaluation:
+        """Evaluate a network, log the result, and count no time of it as training."""
         running = self._since is not None
         self._stop_clock()
-        averages = learner.averaged()
         try:
             result = evaluate_network(
-                learner.model,
-                learner.data.part(split),
+                network,
+                self.learner.data.part(split),
                 self.recipe,
                 metrics=self.recipe.evaluation.metrics,
-                averages=averages,
-                step=self.step,
-                weights="raw" if averages is None else "ema",
                 split=split,
                 stopped=self._stopped,
                 report=self._console.message,
+                **settings,
             )
         finally:
             self._since = time.perf_counter() if running else None
@@ -281,7 +313,13 @@ class Session:
         if not self.finished:
             return None
         records = self._folder.evaluations()
-        return next((r for r in records if r["split"] == "test" and r["step"] == self.step), None)
+        return next((r for r in records if r["split"] == "test" and r["step"] == self._used_step), None)
+
+    @property
+    def _used_step(self) -> int:
+        """The step of the weights that the finished run's users will use."""
+        best = self._best if self.recipe.evaluation.use == "best" else None
+        return best["step"] if best else self.step
 
     def finish_saving(self) -> None:
         """Wait until what is being saved is on the disk; training time counts no further.
@@ -305,7 +343,8 @@ class Session:
 
     def _validate(self) -> bool:
         """Evaluate the validation part; whether the present weights are the best so far."""
-        self._validation = self.evaluate("validation").record()
+        result = self.validate()
+        self._validation, self._temperature = result.record(), result.temperature
         self._pending = False
         score = self._score()
         improved = self._best is None or score > self._best.get("score", -math.inf)
@@ -367,6 +406,7 @@ class Session:
             "evaluation_pending": self._pending,
             "best": self._best,
             "stale": self._stale,
+            **({"temperature": self._temperature} if self.recipe.evaluation.calibrate else {}),
             **self._monitor.state(),
             "logs": self._log.lengths(),
             "classes": list(source.classes),
@@ -388,10 +428,24 @@ class Session:
         self._monitor.load(state)
         self.train_seconds = state["train_seconds"]
         self._best, self._stale = state.get("best"), state.get("stale", 0)
+        self._temperature = state.get("temperature", 1.0)
         self._validation, self._pending = state.get("validation"), state.get("evaluation_pending", False)
         self._saved = (self.step, self._pending)
         if not self.finished:
             self._console.message(f"continuing from step {self.step} ({stored.folder})")
+
+
+def _check_without_validation(evaluation: EvaluationPart) -> None:
+    """Raise RecipeError for what only a validation part makes possible."""
+    asked = {
+        "patience": evaluation.patience,
+        "use = 'best'": evaluation.use == "best",
+        "calibrate": evaluation.calibrate,
+    }
+    if needing := [name for name, wanted in asked.items() if wanted]:
+        raise RecipeError(
+            f"evaluation.{needing[0]} needs a validation part: set data.validation or data.split"
+        )
 
 
 def _check_metrics(recipe: Recipe, classes: int) -> None:

@@ -61,7 +61,7 @@ def learner(data, tmp_path):
             "init": {"path": str(path), "names": str(names), **init},
         }
         learner = Learner(Recipe.model_validate(recipe), data)
-        notes = learner.initialise().notes
+        notes = learner.initialise()
         return learner, " | ".join(notes)
 
     return make
