@@ -75,6 +75,8 @@ def test_a_folder_of_its_name_is_given_with_a_separator(foveal, trained_run, tmp
 @pytest.mark.usefixtures("efficientnet_package")
 def test_training_goes_on_from_it(foveal, photos, tmp_path):
     (photos / "1/y.jpg").unlink()
+    for number in range(2):  # one to learn from, one to hold out
+        Image.effect_noise((50, 60), 99).save(photos / f"{number}/z.png")
     small = "augmentation=[{name='random_resized_crop', size=[32, 32]}]"
     smaller = "preprocessing=[{name='resize', size=[32, 32]}]"
     changes = (small, smaller, "batch_size=2", "precision=float32")

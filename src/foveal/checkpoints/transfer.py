@@ -24,6 +24,8 @@ from foveal.checkpoints.tensorflow_import import (
 )
 from foveal.checkpoints.untrusted import open_for_reading
 from foveal.errors import CheckpointError, RecipeError, suggestion
+from foveal.models.timm import PREFIX as TIMM
+from foveal.models.timm import read_timm_weights
 from foveal.run_folder import RunFolder
 from foveal.tensorflow.checkpoint import Checkpoint
 
@@ -113,7 +115,7 @@ def load_initial(init: Init, model: str) -> InitialWeights:
         RecipeError: ``init`` asks for what such a file does not have.
         CheckpointError: they cannot be read, or are not those of ``init.sha256``, if that is set.
     """
-    if (name := str(init.path)) in PRETRAINED:
+    if is_named(name := str(init.path)):
         initial = _read_pretrained(name, init)
     elif _is_ours(init.path):
         initial = _read_folder(init.path, init.weights)
@@ -188,6 +190,11 @@ def transfer(model: nn.Module, initial: InitialWeights, init: Init, num_classes:
 # ---- reading
 
 
+def is_named(name: str) -> bool:
+    """Whether weights are meant that come with a network, and not a file: a pretrained model's, or timm's."""
+    return name in PRETRAINED or name.startswith(TIMM)
+
+
 def _is_ours(path: Path) -> bool:
     return RunFolder(path).exists() or (path / "model.safetensors").exists()
 
@@ -211,6 +218,9 @@ def _read_folder(path: Path, weights: str) -> InitialWeights:
 def _read_pretrained(name: str, init: Init) -> InitialWeights:
     """The weights that a package carries."""
     _refuse_averages(init)
+    if name.startswith(TIMM):
+        tensors, sha256 = read_timm_weights(name)
+        return InitialWeights(tensors, name, sha256)
     pretrained = PRETRAINED[name]
     path = pretrained.path()
     return InitialWeights(pretrained.read(), name, _sha256([path]), (f"read from {path}",))

@@ -37,8 +37,8 @@ def train(
         typer.Option(
             metavar="PATH|MODEL",
             help="Start from the weights of a run, a checkpoint, a .safetensors file or a PyTorch state "
-            "dict, or of a pretrained model (efficientnet-lite0); or go on from a TensorFlow checkpoint (its "
-            "prefix or its folder).",
+            "dict, or of a pretrained model (efficientnet-lite0, timm/NAME); or go on from a TensorFlow "
+            "checkpoint (its prefix or its folder).",
         ),
     ] = None,
     init_names: Annotated[
@@ -67,8 +67,9 @@ def train(
 ) -> None:
     """Train a recipe, or what knows ImageNet on your images; the same command again goes on where it stopped.
 
-    Examples: foveal train digits --run runs/first --set optimizer.learning_rate=0.01
-              foveal train ./photos
+    Example: foveal train digits --run runs/first --set optimizer.learning_rate=0.01
+
+    Example: foveal train ./photos
     """
     from foveal import recipes
     from foveal.cli.output import print_json
@@ -109,10 +110,10 @@ def train(
 
 
 def _starting_point(text: str) -> str:
-    """What ``--init-from`` names: a bare name of a pretrained model, or else an absolute path."""
-    from foveal.checkpoints.pretrained import PRETRAINED
+    """What ``--init-from`` names: a pretrained model, or else an absolute path."""
+    from foveal.checkpoints.transfer import is_named
 
-    return text if text in PRETRAINED else str(Path(text).resolve())
+    return text if is_named(text) else str(Path(text).resolve())
 
 
 def _change(key: str, value: object) -> str:

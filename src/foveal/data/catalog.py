@@ -77,7 +77,7 @@ def open_data(part: DataPart, *, progress: ProgressReporter | None = None) -> Da
     if part.validation is None and part.split is None:
         return data
     if part.split is not None:
-        return _split(data, part.split, progress)
+        return _split(data, part, part.split, progress)
     if data.validation is not None:
         raise RecipeError("data.validation: these data have a validation part of their own; leave it out")
     return _hold_out(data, part.validation or 0)
@@ -225,7 +225,7 @@ def _hold_out(data: DataSet, count: int) -> DataSet:
     return DataSet(skip(data.train, count), take(data.train, count), data.test)
 
 
-def _split(data: DataSet, split: Split, progress: ProgressReporter | None) -> DataSet:
+def _split(data: DataSet, part: DataPart, split: Split, progress: ProgressReporter | None) -> DataSet:
     """Set shares of the training examples aside, equal images together."""
     shares = {"validation": split.validation, "test": split.test}
     for name in shares.keys() & data.parts().keys():
@@ -238,6 +238,11 @@ def _split(data: DataSet, split: Split, progress: ProgressReporter | None) -> Da
         from foveal.data.grouping import split_alike
 
         parts = split_alike(data.train, shares, progress=progress)
+        if any(shares[name] and name not in parts for name in shares):
+            raise DataError(
+                f"{part.path or part.name}: too few images that differ to hold any out: a class needs at "
+                "least two, better twenty"
+            )
     else:
         from foveal.data.combine import split as split_equal
 

@@ -13,11 +13,11 @@ import numpy as np
 import platformdirs
 
 from foveal.data.combine import subset
-from foveal.data.decode import decode
+from foveal.data.decode import decode_batch
 from foveal.data.inspection.duplicates import THUMBNAIL, equal_groups, near_pairs, thumbnails
 from foveal.data.inspection.verification import in_order
 from foveal.data.source import Encoded, blocks, digests_of, labels_of
-from foveal.errors import ImageError
+from foveal.errors import CorruptRecordError
 from foveal.files import write_atomically
 from foveal.processors import processors
 from foveal.seeding import Draws
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from foveal.data.download import ProgressReporter
     from foveal.data.source import Source
 
-_ENLARGED: Final = 4  # by which images are decoded larger than thumbnails, which are means of their fields
+_ENLARGED: Final = (64, 72, 3)  # to which images are decoded: thumbnails are means of four by four pixels
 _LENGTH: Final = 64  # images that a thread looks at, at a time
 
 
@@ -127,7 +127,7 @@ def _groups(digests: NDArray[np.uint64], looks: NDArray[np.uint8] | None) -> NDA
 
 def _look(source: Source, progress: ProgressReporter | None) -> NDArray[np.uint8] | None:
     """A thumbnail of every example, uint8 ``[N, 16, 18]``; None of a source of numbers that are no pixels."""
-    if getattr(source.read(np.arange(1)).images, "dtype", np.uint8) != np.uint8:
+    if getattr(source.read(np.empty(0, np.int64)).images, "dtype", np.uint8) != np.uint8:
         return None
     path = platformdirs.user_cache_path("foveal") / "thumbnails" / f"{source.fingerprint()}.npz"
     if (known := _load(path, len(source))) is not None:
@@ -140,18 +140,17 @@ def _look(source: Source, progress: ProgressReporter | None) -> NDArray[np.uint8
 
 
 def _thumbnails(source: Source, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    images = source.read(indices).images
-    if not isinstance(images, Encoded):
-        return thumbnails(images.astype(np.uint8, copy=False))
-    rows, columns = THUMBNAIL
-    shape = (rows * _ENLARGED, columns * _ENLARGED, 3)
-    made = np.empty((len(indices), *THUMBNAIL), np.uint8)
-    for row, (index, content) in enumerate(zip(indices.tolist(), images.contents, strict=True)):
-        try:
-            made[row] = thumbnails(decode(content, shape, None, source.key(index))[None])[0]
-        except ImageError:  # a damaged image is like no other; it is reported when it is used
-            made[row] = np.random.default_rng(index).integers(0, 256, THUMBNAIL, np.uint8)
-    return made
+    """Of some examples; a damaged image is like no other, and is reported when it is used."""
+    try:
+        images = source.read(indices).images
+        if not isinstance(images, Encoded):
+            return thumbnails(images.astype(np.uint8, copy=False))
+        keys = [source.key(index) for index in indices.tolist()]
+        return thumbnails(decode_batch(images.contents, _ENLARGED, None, keys))
+    except CorruptRecordError:
+        if len(indices) == 1:
+            return np.random.default_rng(indices).integers(0, 256, (1, *THUMBNAIL), np.uint8)
+        return np.concatenate([_thumbnails(source, indices[row : row + 1]) for row in range(len(indices))])
 
 
 def _load(path: Path, count: int) -> NDArray[np.uint8] | None:

@@ -15,6 +15,8 @@ from foveal.models.efficientnet_lite import EfficientNetLite0
 from foveal.models.inception_v3 import InceptionV3
 from foveal.models.mnist_cnn import MnistCnn
 from foveal.models.small_cnn import SmallCnn
+from foveal.models.timm import PREFIX as TIMM
+from foveal.models.timm import find_timm
 from foveal.models.whitened_cnn import WhitenedCnn
 from foveal.registry import call_factory, load_factory
 
@@ -68,11 +70,13 @@ def build_model(part: ModelPart, num_classes: int, image_shape: tuple[int, int, 
     """
     if ":" in part.name:
         factory = load_factory(part.name, "model.name")
+    elif part.name.startswith(TIMM):
+        factory = find_timm(part.name)
     elif part.name in MODELS:
         factory = MODELS[part.name]
     else:
         raise UnknownNameError(
-            "model", part.name, MODELS, "(your own: model.name = 'package.module:factory')"
+            "model", part.name, MODELS, "(timm's: timm/NAME; your own: model.name = 'package.module:factory')"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

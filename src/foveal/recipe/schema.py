@@ -93,7 +93,8 @@ class ModelPart(Part):
     """The network."""
 
     name: str = "small_cnn"
-    """A known network, or your own: 'package.module:factory', called with num_classes and image_shape."""
+    """A known network, one of timm's ('timm/NAME'), or your own: 'package.module:factory', called with
+    num_classes and image_shape."""
     options: Options = {}
     """Arguments of the network."""
 
@@ -202,7 +203,7 @@ class Init(Part):
     path: Annotated[Path, OPERATIONAL]
     """A run folder, a checkpoint folder, a .safetensors file, a PyTorch state dict (.pt, .pth), or a
     TensorFlow checkpoint: its prefix, or a folder of such. Or the name of a pretrained model:
-    'efficientnet-lite0', whose weights come with foveal[pretrained]."""
+    'efficientnet-lite0', whose weights come with foveal[pretrained], or 'timm/NAME', which timm fetches."""
     sha256: str | None = None
     """Of the file of weights; filled in when the run is begun."""
     weights: Literal["auto", "ema", "raw"] = "auto"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.errors import UnknownNameError, UsageError
+from foveal.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
     from foveal.recipe import Recipe
-
-_FOR_FOLDERS = "efficientnet-lite0"
 
 
 def names() -> list[str]:
@@ -45,28 +42,15 @@ def choose(name: str, changes: Iterable[str] = ()) -> Recipe:
     if name.endswith(".toml"):
         return override(from_toml(Path(name)), changes)
     if is_path(name):
-        return override(of_folder(Path(name)), changes)
+        from foveal.folder_recipe import folder_recipe
+
+        return folder_recipe(Path(name), changes)
     return override(load(name), changes)
 
 
 def is_path(name: str) -> bool:
     """Whether this names data on the disk, and not a recipe: it has a separator, as ``./photos``."""
     return "/" in name or "\\" in name
-
-
-def of_folder(path: Path) -> Recipe:
-    """A recipe for a folder of photographs, or other labelled images: what knows ImageNet learns them.
-
-    Raises:
-        UsageError: there is no such folder.
-    """
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such folder of images (a recipe's name has no separator)")
-    path = path.resolve()
-    recipe = load(_FOR_FOLDERS)
-    name = re.sub(r"[^\w.-]+", "-", path.name).strip(".-") or recipe.name
-    data = recipe.data.model_copy(update={"path": path})
-    return recipe.model_copy(update={"name": name, "data": data})
 
 
 def documentation(name: str) -> str:

@@ -38,7 +38,11 @@ recipe = Recipe(
     batch_size=32,
     epochs=10,
     data=DataPart(
-        name="auto", split=Split(validation=0.2, alike=True, only_missing=True), sampling="balanced"
+        name="auto",
+        split=Split(validation=0.2, alike=True, only_missing=True),
+        sampling="balanced",
+        on_corrupt="skip",
+        corrupt_budget=0.1,
     ),
     model=ModelPart(name="efficientnet_lite0", options={"norm_memory": 0.9}),
     augmentation=(RandomResizedCrop(size=_SIZE, area=(0.25, 1.0)), Flip()),

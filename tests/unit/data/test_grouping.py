@@ -13,7 +13,7 @@ from foveal.data.catalog import open_data
 from foveal.data.formats.folder import open_folder
 from foveal.data.grouping import same_pictures, split_alike
 from foveal.data.source import ArraySource, labels_of
-from foveal.errors import RecipeError
+from foveal.errors import DataError, RecipeError
 from foveal.recipe import DataPart
 
 SHARES = {"validation": 0.2, "test": 0.1}
@@ -148,8 +148,11 @@ class TestInARecipe:
         data = open_data(self.part(album.parent / "both", validation=0.2, only_missing=True))
         assert (len(data.train), len(data.validation), data.test) == (2, 2, None)
 
-    def test_a_class_of_one_image_each_leaves_no_validation_part(self, tmp_path):
+    def test_where_no_class_has_two_images_that_differ_nothing_can_be_held_out(self, tmp_path):
         for label in ("a", "b"):
             (tmp_path / label).mkdir()
-            scene(label).save(tmp_path / label / "x.png")
-        assert open_data(self.part(tmp_path, validation=0.2, alike=True)).validation is None
+            for name in ("x.png", "y.png"):
+                scene(label).save(tmp_path / label / name)
+        with pytest.raises(DataError, match="too few images that differ") as refused:
+            open_data(self.part(tmp_path, validation=0.2, alike=True))
+        assert str(tmp_path) in str(refused.value)
