@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from foveal.recipe import Recipe
 
-_RECIPE: Final = "efficientnet-lite0"
+_RECIPE: Final = "folder"
 
 
 def folder_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:

@@ -227,7 +227,7 @@ class Init(Part):
 class Head(Part):
     """Before the first step, fit the last layer to what the others make of the training images."""
 
-    penalties: tuple[PositiveFloat, ...] = (0.003, 0.03, 0.3)
+    penalties: tuple[PositiveFloat, ...] = (0.01, 0.1, 1.0)
     """Halves of these times the sum of the squared weights are added to the loss; of several, the one that
     does best on the validation part is used, or, without one, the middle one. Features are standardised."""
     examples: PositiveInt = 20_000
@@ -391,6 +391,9 @@ class Recipe(Part):
     freeze: tuple[Expression, ...] = ()
     """Parameters that do not learn: regular expressions searched in their names. No gradient, no weight
     decay; batch norm whose parameters are all frozen keeps its statistics."""
+    freeze_batch_norm: Flag = False
+    """Batch norm learns nothing, and keeps the statistics that it begins with: for a pretrained network and
+    few images, of which a batch says little."""
     phases: tuple[Phase, ...] = ()
     """Stretches at the beginning of training in which more is frozen, or the learning rate is another."""
     resolution: tuple[Resolution, ...] = ()

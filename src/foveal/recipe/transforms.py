@@ -17,7 +17,6 @@ from foveal.recipe.fields import (
     Part,
     PositiveFloat,
     PositiveInt,
-    Share,
     UnitFloat,
 )
 
@@ -107,7 +106,7 @@ class CentralCrop(Part):
     name: Literal["central_crop"] = "central_crop"
     size: Size | None = None
     """Height and width in pixels. Where images differ in size, smaller ones are scaled up to it."""
-    fraction: Share | None = None
+    fraction: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """Share of the height and of the width."""
     square: Flag = False
     """Cut out a square instead, whose side is that fraction of the shorter side."""

@@ -19,16 +19,13 @@ from foveal.recipe import (
     CentralCrop,
     Cosine,
     DataPart,
-    Evaluation,
     Flip,
-    Head,
     Init,
     ModelPart,
     Normalization,
     RandomResizedCrop,
     Recipe,
     Resize,
-    Split,
 )
 
 _SIZE = (224, 224)
@@ -37,20 +34,12 @@ recipe = Recipe(
     name="efficientnet-lite0",
     batch_size=32,
     epochs=10,
-    data=DataPart(
-        name="auto",
-        split=Split(validation=0.2, alike=True, only_missing=True),
-        sampling="balanced",
-        on_corrupt="skip",
-        corrupt_budget=0.1,
-    ),
+    data=DataPart(name="auto"),
     model=ModelPart(name="efficientnet_lite0", options={"norm_memory": 0.9}),
     augmentation=(RandomResizedCrop(size=_SIZE, area=(0.25, 1.0)), Flip()),
     preprocessing=(CentralCrop(fraction=224 / 256, square=True), Resize(size=_SIZE, method="bicubic")),
     normalization=Normalization(mean=(127 / 255,), deviation=(128 / 255,)),
     init=Init(path=Path("efficientnet-lite0")),
-    head=Head(),
     optimizer=AdamW(learning_rate=5e-4, weight_decay=0.01),
     schedule=Cosine(warmup=0.1),
-    evaluation=Evaluation(first=True, best="loss", use="best", patience=4, calibrate=True, batch_size=64),
 )

@@ -38,7 +38,7 @@ class _Stretch:
 
 
 class Freezing:
-    """The recipe's ``freeze`` and ``phases``, and the ``until`` of its ``groups``, applied to a network.
+    """The recipe's ``freeze``s and ``phases``, and the ``until`` of its ``groups``, applied to a network.
 
     A frozen parameter has no gradient, so the optimizer passes it over: no update, no decay, no change of its
     slots. A batch norm whose parameters are all frozen (or, of one without any, whose ``running_mean`` an
@@ -50,7 +50,7 @@ class Freezing:
 
         Args:
             model: its parameters that ask for no gradient already are left alone.
-            recipe: gives ``freeze``, ``phases`` and ``groups``.
+            recipe: gives ``freeze``, ``freeze_batch_norm``, ``phases`` and ``groups``.
             total_steps: of the run.
 
         Raises:
@@ -64,6 +64,8 @@ class Freezing:
                 f"the phases take {ends[-1]} steps of a run of {total_steps}: the rest must "
                 "follow; make them shorter, or give more steps"
             )
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._frozen_norms = frozenset(norms if recipe.freeze_batch_norm else ())
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         settled = _settled(model, recipe, total_steps)
         self._present = self._stretch(model, "freeze", recipe.freeze, 1.0)  # in which the most learns
@@ -110,7 +112,7 @@ class Freezing:
         settled: Iterable[nn.Parameter] = (),
     ) -> _Stretch:
         named = list(model.named_parameters(remove_duplicate=False))
-        frozen = set(settled)
+        frozen = {*settled, *(parameter for norm in self._frozen_norms for parameter in norm.parameters())}
         for expression in expressions:
             found = {parameter for name, parameter in named if re.search(expression, name)}
             if not found:
@@ -123,7 +125,8 @@ class Freezing:
         fixed = (
             module
             for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and _is_fixed(name, module, frozen, expressions)
+            if isinstance(module, _BatchNorm)
+            and (module in self._frozen_norms or _is_fixed(name, module, frozen, expressions))
         )
         return _Stretch(rate, frozenset(frozen), tuple(fixed))
 

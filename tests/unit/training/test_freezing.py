@@ -14,6 +14,7 @@ from foveal.errors import RecipeError
 from foveal.models.modes import evaluating
 from foveal.models.registry import build_model
 from foveal.recipe import Recipe
+from foveal.training.freezing import Freezing
 from foveal.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from foveal.training.step import PreparedBatch, TrainStep
 
@@ -242,3 +243,25 @@ def test_groups_end_within_phases_and_the_first_group_of_a_parameter_counts():
 def test_groups_may_not_leave_nothing_to_learn():
     with pytest.raises(RecipeError, match="the groups that end: leaves nothing to learn"):
         learner(recipe(groups=[{"parameters": ".", "until": 0.5}]))
+
+
+def test_batch_norm_can_be_frozen_whatever_it_is_called():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False))
+    recipe = Recipe.model_validate(
+        {
+            "name": "norms",
+            "batch_size": 2,
+            "steps": 3,
+            "freeze_batch_norm": True,
+            "optimizer": {"name": "sgd", "learning_rate": 0.1},
+        }
+    )
+    freezing = Freezing(model, recipe, 3)
+    model.train()
+    freezing.apply(0)
+    before = [value.clone() for norm in model[1:] for value in norm.state_dict().values()]
+    model(torch.randn(4, 1, 6, 6)).square().sum().backward()
+    assert model[1].weight.grad is None
+    assert model[0].weight.grad is not None
+    after = [value for norm in model[1:] for value in norm.state_dict().values()]
+    assert all(map(torch.equal, before, after))
