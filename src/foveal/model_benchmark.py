@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from foveal.answering import Answering
 from foveal.bench_subject import find_subject
@@ -276,9 +276,26 @@ def _operations(subject: Subject, mode: Mode) -> int:
         else:
             model = copy.deepcopy(subject.network).train()
             train_step = TrainStep(model, recipe, _TOTAL_STEPS, batch.images.device)
-            with FlopCounterMode(display=False) as counter:
+            exact = {torch.ops.aten.convolution_backward: _convolution_backward}
+            with FlopCounterMode(display=False, custom_mapping=exact) as counter:
                 train_step.backward(_first_full_step(recipe), batch)
     return int(counter.get_total_flops()) // 2
+
+
+def _convolution_backward(
+    gradient: list[int],
+    images: list[int],
+    filters: list[int],
+    *arguments: Any,
+    out_shape: Any,  # noqa: ARG001 - of FlopCounterMode's formulas
+) -> int:
+    """Of shapes: as many operations as forward for each gradient that is asked for.
+
+    PyTorch's own formula takes the filters' gradient of a grouped convolution for that of a full one.
+    """
+    transposed, wanted = arguments[4], arguments[7]
+    forward: int = conv_flop_count(images, filters, gradient, transposed=transposed)
+    return forward * (int(wanted[0]) + int(wanted[1]))
 
 
 def _first_full_step(recipe: Recipe) -> int:

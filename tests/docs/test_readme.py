@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -23,6 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme")
     shutil.copytree(REPOSITORY / "examples", path / "examples")
     shutil.copy(REPOSITORY / "Makefile", path)
+    draws = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (path / "photos" / label).mkdir(parents=True)
+        for number in range(6):
+            small = draws.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((160, 120)).save(path / "photos" / label / f"{number}.jpg")
     return path
 
 

@@ -62,6 +62,13 @@ def test_counts_what_the_summary_counts_and_in_training_more(one_thread):
     assert bench_model("small_cnn", [FLOAT32], **QUICK).parameters == described.parameters
 
 
+def test_counts_the_groups_of_a_depthwise_convolution_in_training_too(one_thread):
+    settings = [Setting(2, mode, "float32") for mode in ("forward", "train")]
+    found = bench_model("efficientnet_lite0", settings, steps=1, burn_in=0, changes=one_thread)
+    forward, train = found.timings
+    assert 2.9 * forward.operations < train.operations <= 3 * forward.operations
+
+
 @pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
 def test_says_which_precision_it_was(mode, precision, one_thread):

@@ -4,8 +4,8 @@
     foveal review runs/photos
 
 EfficientNet-Lite0 (extra 'pretrained') sees the middle square of each image. A fifth of every class is held
-out, like images together. The head is fitted to features in seconds; then all layers but batch norm learn at a
-low rate, averaged, until the held-out images are recognised no better. Small classes are shown as often as
+out, like images together. The head is fitted to features in seconds; then all layers but batch norm learn at
+a low rate, averaged, until the held-out images are recognised no better. Small classes are shown as often as
 large ones. The best weights are used, their probabilities calibrated.
 The settings were chosen on CIFAR-10's training part: docs/log.md.
 """
