@@ -98,7 +98,7 @@ def test_odd_images_are_learnt_from_and_what_is_none_is_left_out_and_told(train,
     (folder / "no image.jpg").write_text("hello")
     (photos / "empty").mkdir()
     outcome = train(photos).succeeded()
-    assert "1 files cannot be read" in outcome.out
+    assert "files that cannot be read, which foveal data verify names: 1" in outcome.out
     assert "classes with few images" in outcome.out
 
 

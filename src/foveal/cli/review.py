@@ -25,7 +25,7 @@ def review(
     from foveal.cli.evaluate import parse_checkpoint
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
-    from foveal.review import review as run_review
+    from foveal.reviewing import review as run_review
 
     found = run_review(
         run,

@@ -102,7 +102,7 @@ def train(
     if not result.finished:
         raise typer.Exit(3)
     if recipes.is_path(recipe) and not json:
-        from foveal.review import review
+        from foveal.reviewing import review
 
         for line in review(result.run, device=device).lines():
             typer.echo(line)

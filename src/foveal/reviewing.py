@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,7 +24,6 @@ from foveal.inference import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -132,7 +132,7 @@ class Review:
         if worst:
             yield f"  recognised least: {', '.join(worst)}"
         for label, predicted, count in self.confused:
-            yield f"  taken for {predicted}: {label}, {count:,} times"
+            yield f"  {label} taken for {predicted}: {count:,}"
         yield from self._advice()
 
     def _advice(self) -> Iterator[str]:
@@ -144,7 +144,7 @@ class Review:
         for one, other in self.conflicts:
             yield f"  {one} and {other}: the same picture under two labels"
         if self.unreadable:
-            yield f"  {self.unreadable:,} files cannot be read: foveal data verify names them"
+            yield f"  files that cannot be read, which foveal data verify names: {self.unreadable:,}"
         few = [f"{label} ({count})" for label, count in self.counts["train"].items() if count < _FEW]
         if few:
             yield f"  classes with few images, of which more would help: {', '.join(few[:10])}"
@@ -179,9 +179,11 @@ def review(
     trained = open_run(run, checkpoint=checkpoint, device=device, report=report)
     part = trained.recipe.data
     if data is not None:
-        part = part.model_copy(update={"path": data})
+        part = part.model_copy(update={"path": Path(data)})
     opened = open_data(part, progress=progress)
-    whole = open_data(part.model_copy(update={"split": None, "validation": None}), progress=progress)
+    whole = opened
+    if part.split is not None or part.validation is not None:
+        whole = open_data(part.model_copy(update={"split": None, "validation": None}), progress=progress)
     split = next((name for name in ("test", "validation") if name in opened.parts()), None)
     if split is None or isinstance(opened.train, StreamSource):
         raise DataError(

@@ -13,7 +13,7 @@ from foveal.cli import app  # noqa: F401 - the command below is one of its
 from foveal.data.catalog import open_data
 from foveal.errors import DataError
 from foveal.recipe import DataPart
-from foveal.review import Review, review
+from foveal.reviewing import Review, review
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_the_data_is_named(run, folder):
     assert found.unreadable == 1
     text = "\n".join(found.lines())
     assert f"{folder}/0/5.png and {folder}/1/wrong.png: the same picture under two labels" in text
-    assert "1 files cannot be read" in text
+    assert "files that cannot be read, which foveal data verify names: 1" in text
     assert "classes with few images, of which more would help: 7 (6)" in text
     assert "these images also decided when training stopped" in text
     json.dumps(found.report())
