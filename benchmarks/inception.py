@@ -4,8 +4,8 @@
 
 ``--peers`` names a Python that has torch, torchvision, onnx, onnxruntime and openvino (what is missing is
 left out), ``--tensorflow`` one with TensorFlow. Each contender runs in a process of its own, and they take
-turns. A training step is forward, backward and update with the auxiliary head: torchvision's with SGD, foveal's
-as its recipe says.
+turns. A training step is forward, backward and update with the auxiliary head, torchvision's with SGD,
+foveal's as its recipe says.
 """
 
 from __future__ import annotations

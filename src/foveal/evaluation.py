@@ -171,7 +171,7 @@ def evaluate(
         weights: ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         data: the folder of the data's files, if not where the run found them.
         device: overrides the recipe's.
-        tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
+        tta: overrides the recipe's ``evaluation.tta``: "none", "flip", "flip+shift" or "10-crop".
         metrics: names of further metrics, beside the (first) recipe's.
         compiled: use torch.compile, which takes up to a minute for each network first.
         report: told, in a line each, of damaged checkpoints, and of data that are slow to come.

@@ -94,7 +94,7 @@ def predict(
             ``evaluation.use``.
         weights: of a run, ``"ema"`` or ``"raw"``; by default the averages where the recipe keeps them.
         device: overrides the recipe's.
-        tta: overrides the recipe's ``evaluation.tta``: "none", "flip" or "flip+shift".
+        tta: overrides the recipe's ``evaluation.tta``: "none", "flip", "flip+shift" or "10-crop".
         invert: exchange dark and light first (digits in black ink, for a network that learnt white on black).
         compiled: use torch.compile, which takes up to a minute first.
         report: told, in a line each, of damaged checkpoints, and of files that are slow to come.

@@ -171,7 +171,7 @@ def recipes(draw):
                 final=st.booleans(),
                 metrics=st.lists(texts, max_size=3),
                 batch_size=counts,
-                tta=st.sampled_from(["none", "flip", "flip+shift"]),
+                tta=st.sampled_from(["none", "flip", "flip+shift", "10-crop"]),
             )
         ),
         logging=draw(

@@ -53,7 +53,10 @@ def test_unknown_keys_of_any_spelling_are_named(key):
             "resolution: each 'until' must be above the one before",
         ),
         ("ema={decay=0.9, start=1.0}", "ema.start = 1.0: should be less than 1"),
-        ("evaluation.tta=flop", "evaluation.tta = 'flop': should be 'none', 'flip' or 'flip+shift'"),
+        (
+            "evaluation.tta=flop",
+            "evaluation.tta = 'flop': should be 'none', 'flip', 'flip+shift' or '10-crop'",
+        ),
         (
             "optimizer={name='muon', learning_rate=0.1, rest_learning_rate=0.1, momentum=0.0}",
             "optimizer: nesterov = true needs a momentum above 0",

@@ -41,7 +41,28 @@ def test_shifted_images_have_half_of_the_weight() -> None:
     torch.testing.assert_close(mean_logits(pixels, IMAGES, "flip+shift"), pixels(plain + shifted))
 
 
-@pytest.mark.parametrize(("views", "count"), [("none", 1), ("flip", 2), ("flip+shift", 6)])
+def test_ten_crops_are_the_middle_the_corners_and_their_mirror_images() -> None:
+    seen = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(images)
+        return pixels(images)
+
+    rows = torch.arange(16.0).view(1, 1, 16, 1).expand(1, 1, 16, 24)
+    columns = torch.arange(24.0).view(1, 1, 1, 24).expand(1, 1, 16, 24)
+    place = torch.cat([rows, columns], dim=1)  # each pixel says where it is
+    result = mean_logits(network, place, "10-crop")
+    middles = [view[0].mean(dim=(1, 2)).tolist() for view in seen[::2]]
+    assert middles == [pytest.approx(at) for at in ([7.5, 11], [6.5, 10], [6.5, 13], [8.5, 10], [8.5, 13])]
+    for view, mirrored in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(mirrored, view.flip(-1))
+        assert view.shape == place.shape
+        spread = view[0, 1].max() - view[0, 1].min()
+        assert 18 < spread <= 20  # 21 of 24 columns
+    torch.testing.assert_close(result, torch.stack([pixels(view) for view in seen]).mean(dim=0))
+
+
+@pytest.mark.parametrize(("views", "count"), [("none", 1), ("flip", 2), ("flip+shift", 6), ("10-crop", 10)])
 def test_the_network_is_asked_once_for_each_view(views: str, count: int) -> None:
     asked = []
 
@@ -58,6 +79,8 @@ def test_images_that_cannot_be_shifted_are_refused() -> None:
     check_views("flip", (1, 1, 4))
     with pytest.raises(RecipeError, match="needs images of at least 2 x 2 pixels"):
         check_views("flip+shift", (1, 5, 3))
+    with pytest.raises(RecipeError, match="needs images of at least 8 x 8 pixels"):
+        check_views("10-crop", (8, 7, 3))
 
 
 def test_evaluations_and_predictions_average_over_views(trained_run: Path) -> None:

@@ -39,6 +39,7 @@ class Tta(StrEnum):
     none = "none"
     flip = "flip"
     flip_shift = "flip+shift"
+    ten_crop = "10-crop"
 
 
 TtaOption = Annotated[

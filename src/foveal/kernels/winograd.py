@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 
 from foveal.kernels import winograd_tiles
 from foveal.kernels.threads import in_threads
+from foveal.kernels.winograd_tiles import TILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_TILE = 4  # side of the results that a tile gives
 # The points at which polynomials are taken, but for infinity, and the products of their differences, by the
 # side of the filters.
 _POINTS = {
@@ -61,7 +61,7 @@ class Plan:
     @property
     def side(self) -> int:
         """Of the tiles that are multiplied."""
-        return _TILE + self.kernel - 1
+        return TILE + self.kernel - 1
 
     @property
     def result(self) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class Plan:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         height, width = self.result
-        return -(-height // _TILE), -(-width // _TILE)
+        return -(-height // TILE), -(-width // TILE)
 
     def pays_off(self, count: int) -> bool:
         """Whether so many images should take less time than a direct convolution.

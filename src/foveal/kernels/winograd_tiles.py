@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _F2, _F4, _F5, _F8 = (np.float32(value) for value in (2, 4, 5, 8))
 _F1_2, _F1_4, _F1_8, _F5_2 = (np.float32(value) for value in (0.5, 0.25, 0.125, 2.5))
 _F5_4, _F17_4, _F21_4 = (np.float32(value) for value in (1.25, 4.25, 5.25))
-_TILE = 4  # side of the results that a tile gives
+TILE = 4  # side of the results that a tile gives
 _U = np.uintp
 
 
@@ -177,20 +177,20 @@ def input_tiles(
     side: int, rows: int, columns: int, tiles: Floats,
 ) -> None:  # fmt: skip
     """``B^T d B`` of every tile that 4 x 4 results need."""
-    padded_width = (columns - 1) * _TILE + side
+    padded_width = (columns - 1) * TILE + side
     line, across = padded_width * channels, count * rows * columns * channels
-    padded = np.zeros(((rows - 1) * _TILE + side) * line, np.float32)
+    padded = np.zeros(((rows - 1) * TILE + side) * line, np.float32)
     columns_done = np.empty(side * line, np.float32)
     for n in range(count):
         for y in range(height):
             start = (y + padding) * line + padding * channels
             _copy(padded, start, images, (n * height + y) * width * channels, width * channels)
         for row in range(rows):
-            _input(side, columns_done, 0, line, padded, row * _TILE * line, line, line)
+            _input(side, columns_done, 0, line, padded, row * TILE * line, line, line)
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source, out = i * line + column * _TILE * channels, side * i * across + place
+                    source, out = i * line + column * TILE * channels, side * i * across + place
                     _input(side, tiles, out, across, columns_done, source, channels, channels)
 
 
@@ -200,9 +200,9 @@ def input_tiles_transposed(
     side: int, rows: int, columns: int, images: Floats,
 ) -> None:  # fmt: skip
     """``B v B^T`` of every tile, summed where tiles overlap."""
-    padded_width = (columns - 1) * _TILE + side
+    padded_width = (columns - 1) * TILE + side
     line, across = padded_width * channels, count * rows * columns * channels
-    padded = np.empty(((rows - 1) * _TILE + side) * line, np.float32)
+    padded = np.empty(((rows - 1) * TILE + side) * line, np.float32)
     rows_done = np.empty(side * line, np.float32)
     for n in range(count):
         padded[:] = np.float32(0)
@@ -211,9 +211,9 @@ def input_tiles_transposed(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source, out = side * i * across + place, i * line + column * _TILE * channels
+                    source, out = side * i * across + place, i * line + column * TILE * channels
                     _input_transposed(side, rows_done, out, channels, tiles, source, across, channels)
-            _input_transposed(side, padded, row * _TILE * line, line, rows_done, 0, line, line)
+            _input_transposed(side, padded, row * TILE * line, line, rows_done, 0, line, line)
         for y in range(height):
             start = (y + padding) * line + padding * channels
             _copy(images, (n * height + y) * width * channels, padded, start, width * channels)
@@ -225,18 +225,18 @@ def output_tiles(
     side: int, rows: int, columns: int, images: Floats,
 ) -> None:  # fmt: skip
     """``A^T m A`` of every tile, without what reaches over the edge."""
-    line, used = columns * _TILE * channels, width * channels
+    line, used = columns * TILE * channels, width * channels
     across = count * rows * columns * channels
-    rows_done, spare = np.empty(side * line, np.float32), np.empty(_TILE * used, np.float32)
+    rows_done, spare = np.empty(side * line, np.float32), np.empty(TILE * used, np.float32)
     for n in range(count):
         for row in range(rows):
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source, out = side * i * across + place, i * line + column * _TILE * channels
+                    source, out = side * i * across + place, i * line + column * TILE * channels
                     _output(side, rows_done, out, channels, tiles, source, across, channels)
-            start, remaining = (n * height + row * _TILE) * used, height - row * _TILE
-            if remaining >= _TILE:
+            start, remaining = (n * height + row * TILE) * used, height - row * TILE
+            if remaining >= TILE:
                 _output(side, images, start, used, rows_done, 0, line, used)
             else:
                 _output(side, spare, 0, used, rows_done, 0, line, used)
@@ -249,13 +249,13 @@ def output_tiles_transposed(
     side: int, rows: int, columns: int, tiles: Floats,
 ) -> None:  # fmt: skip
     """``A y A^T`` of every tile; what lies over the edge is zero."""
-    line, used = columns * _TILE * channels, width * channels
+    line, used = columns * TILE * channels, width * channels
     across = count * rows * columns * channels
-    columns_done, spare = np.zeros(side * line, np.float32), np.zeros(_TILE * used, np.float32)
+    columns_done, spare = np.zeros(side * line, np.float32), np.zeros(TILE * used, np.float32)
     for n in range(count):
         for row in range(rows):
-            start, remaining = (n * height + row * _TILE) * used, height - row * _TILE
-            if remaining >= _TILE:
+            start, remaining = (n * height + row * TILE) * used, height - row * TILE
+            if remaining >= TILE:
                 _output_transposed(side, columns_done, 0, line, images, start, used, used)
             else:
                 _copy(spare, 0, images, start, remaining * used)
@@ -263,5 +263,5 @@ def output_tiles_transposed(
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):
-                    source, out = i * line + column * _TILE * channels, side * i * across + place
+                    source, out = i * line + column * TILE * channels, side * i * across + place
                     _output_transposed(side, tiles, out, across, columns_done, source, channels, channels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -120,6 +122,12 @@ class SameMaxPool2d(nn.Module):
 def _same_padding(size: int, kernel: int, stride: int) -> int:
     """How many rows or columns ``SAME`` adds to so many, on both sides together."""
     return max((-(-size // stride) - 1) * stride + kernel - size, 0)
+
+
+def suits_kernels(values: Tensor) -> bool:
+    """Whether compiled kernels can compute it: float32 on a processor, nobody tracing for torch.compile."""
+    on_processor = values.dtype == torch.float32 and values.device.type == "cpu"
+    return on_processor and not torch.compiler.is_compiling() and find_spec("numba") is not None
 
 
 def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float = 0.0) -> None:

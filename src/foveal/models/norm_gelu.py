@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from foveal.models.layers import FixedScaleBatchNorm2d
+from foveal.models.layers import FixedScaleBatchNorm2d, suits_kernels
 
 
 class NormGelu(FixedScaleBatchNorm2d):
@@ -18,7 +17,8 @@ class NormGelu(FixedScaleBatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is PyTorch's
         """Normalise ``[B, C, H, W]``, in training by the batch, and activate."""
-        if not (self.training and self.momentum is not None and _is_for_kernels(input)):
+        several = input.numel() > input.shape[1]
+        if not (self.training and self.momentum is not None and several and suits_kernels(input)):
             return functional.gelu(super().forward(input))
         apply: Any = _NormGelu.apply
         result, means, variances = apply(input.permute(0, 2, 3, 1).contiguous(), self.bias, self.eps)
@@ -46,13 +46,6 @@ class _NormGelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
         pixels, bias = _kernels().gradients(gradient.contiguous(), *ctx.saved_tensors)
         return pixels, bias, None
-
-
-def _is_for_kernels(images: Tensor) -> bool:
-    """Whether the kernels compute it: several float32 pixels on a processor, not traced to be compiled."""
-    on_processor = images.dtype == torch.float32 and images.device.type == "cpu"
-    several = images.numel() > images.shape[1]
-    return on_processor and several and not torch.compiler.is_compiling() and find_spec("numba") is not None
 
 
 def _kernels() -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from foveal.models.layers import suits_kernels
 
 
 class LocalResponseNorm(nn.Module):
@@ -52,7 +53,7 @@ class LocalResponse(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, radius: int, bias: float, alpha: float, beta: float) -> Tensor:
         """Normalise ``values``, float ``[..., C]``."""
         ctx.parameters = radius, bias, alpha, beta
-        ctx.compiled = _is_for_kernels(values)
+        ctx.compiled = suits_kernels(values)
         if ctx.compiled:
             normalised: Tensor
             normalised, bases = kernels().normalise(values, *ctx.parameters)
@@ -76,12 +77,6 @@ class LocalResponse(torch.autograd.Function):
         scaled = gradient * factors
         result = torch.addcmul(scaled, values, (scaled * values / bases) @ near, value=-1)
         return result, None, None, None, None
-
-
-def _is_for_kernels(values: Tensor) -> bool:
-    """Whether the kernels compute it: float32 on a processor, and nobody is tracing for torch.compile."""
-    on_processor = values.dtype == torch.float32 and values.device.type == "cpu"
-    return on_processor and not torch.compiler.is_compiling() and find_spec("numba") is not None
 
 
 def kernels() -> Any:

@@ -293,10 +293,11 @@ class Evaluation(Part):
     """End training after so many evaluations in a row without a new best."""
     batch_size: Annotated[PositiveInt, OPERATIONAL] = 500
     """Examples evaluated at a time."""
-    tta: Literal["none", "flip", "flip+shift"] = "none"
+    tta: Literal["none", "flip", "flip+shift", "10-crop"] = "none"
     """Test-time augmentation: an answer is the mean of the logits for the image and its mirror image (flip);
     or, with half of the weight, besides for both of these shifted by a pixel up and left, and down and right
-    (flip+shift). These take two and six times as long."""
+    (flip+shift); or for the middle and the four corners, scaled up, and their mirror images (10-crop). These
+    take two, six and ten times as long."""
 
 
 class Logging(Part):
