@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foveal.reproducibility.bisect import bisect
     from foveal.reproducibility.replay import replay
     from foveal.reproducibility.verify_resume import verify_resume
+    from foveal.reviewing import Review, review
     from foveal.seeding import Draws
     from foveal.summary import NetworkSummary, summarise
     from foveal.training.console import Console

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 _RECIPE: Final = "folder"
 
 
-def folder_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
+def folder_recipe(folder: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """What ``foveal train ./FOLDER`` trains.
 
     Args:
-        path: the folder, or a file of labelled images in another format.
+        folder: its path; or that of a file of labelled images in another format.
         changes: ``KEY=VALUE``, as for ``--set``. Where ``model.name`` is ``timm/NAME``, that network's own
             weights, image size and normalisation take the place of EfficientNet-Lite0's.
 
@@ -40,9 +40,9 @@ def folder_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
         UsageError: there is nothing of that name.
         RecipeError: a change is impossible.
     """
+    path, changes = Path(folder).resolve(), list(changes)
     if not path.exists():
-        raise UsageError(f"{path}: there is no such folder of images (the name of a recipe has no separator)")
-    path, changes = path.resolve(), list(changes)
+        raise UsageError(f"{folder}: there is no such folder of images; a recipe's name has no separator")
     recipe = recipes.load(_RECIPE)
     model = parse_settings(changes).get("model", {})
     if str(name := model.get("name", "")).startswith(PREFIX):

@@ -44,13 +44,13 @@ def choose(name: str, changes: Iterable[str] = ()) -> Recipe:
     if is_path(name):
         from foveal.folder_recipe import folder_recipe
 
-        return folder_recipe(Path(name), changes)
+        return folder_recipe(name, changes)
     return override(load(name), changes)
 
 
 def is_path(name: str) -> bool:
     """Whether this names data on the disk, and not a recipe: it has a separator, as ``./photos``."""
-    return "/" in name or "\\" in name
+    return ("/" in name or "\\" in name) and not name.endswith(".toml")
 
 
 def documentation(name: str) -> str:

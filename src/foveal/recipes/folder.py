@@ -1,6 +1,6 @@
 """What foveal train ./FOLDER does: your classes of photographs, learnt by a network that has seen ImageNet.
 
-    foveal train ./photos
+    foveal train ./photos                       or: foveal train folder --data photos
     foveal review runs/photos
 
 EfficientNet-Lite0 (extra 'pretrained') sees the middle square of each image. A fifth of every class is held
