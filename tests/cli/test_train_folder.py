@@ -167,3 +167,4 @@ def test_a_folder_that_is_not_there_and_one_without_a_separator_are_told(foveal,
     foveal("train", "./nothing").refused(2, "nothing", "there is no such folder")
     photos.rename(photos.with_name("photos"))
     foveal("train", "photos").refused(2, "./photos")
+    foveal("train", "./photos", "--data", "others").refused(2, "./photos and --data both say")

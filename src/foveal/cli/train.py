@@ -74,6 +74,7 @@ def train(
     from foveal import recipes
     from foveal.cli.output import print_json
     from foveal.cli.progress import DownloadBar
+    from foveal.errors import UsageError
 
     given = {
         "steps": steps,
@@ -89,6 +90,8 @@ def train(
         "freeze": freeze or None,
     }
     changes = [*(settings or ()), *(_change(key, value) for key, value in given.items() if value is not None)]
+    if data is not None and recipes.is_path(recipe):
+        raise UsageError(f"{recipe} and --data both say where the images are: leave one out")
     chosen = recipes.choose(recipe, changes)
 
     from foveal.training.console import Console
