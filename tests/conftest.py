@@ -82,6 +82,15 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """So many threads that torch computes with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def _nothing_here(tmp_path_factory):
     """Folders that do not exist, another at each call of ``next``."""

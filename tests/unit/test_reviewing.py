@@ -70,7 +70,7 @@ def test_without_a_part_that_was_held_out_there_is_nothing_to_expect(tmp_path, f
     changes = [f"data={{name='folder', path='{folder}'}}", "epochs=1", "threads=1", "precision=float32"]
     recipe = foveal.override_recipe(foveal.load_recipe("digits"), changes)
     foveal.train(recipe, tmp_path / "run")
-    with pytest.raises(DataError, match=r"nothing that was held out|no part that was held out"):
+    with pytest.raises(DataError, match="no part that was held out"):
         review(tmp_path / "run")
 
 

@@ -228,17 +228,17 @@ def _hold_out(data: DataSet, count: int) -> DataSet:
 def _split(data: DataSet, part: DataPart, split: Split, progress: ProgressReporter | None) -> DataSet:
     """Set shares of the training examples aside, equal images together."""
     shares = {"validation": split.validation, "test": split.test}
-    for name in shares.keys() & data.parts().keys():
-        if shares[name] and not split.only_missing:
+    for name in data.parts():
+        if shares.get(name) and not split.only_missing:
             raise RecipeError(f"data.split.{name}: these data have a {name} part of their own; leave it out")
-        shares[name] = 0.0
+        shares.pop(name, None)
     if not any(shares.values()):
         return data
     if split.alike:
         from foveal.data.grouping import split_alike
 
         parts = split_alike(data.train, shares, progress=progress)
-        if any(shares[name] and name not in parts for name in shares):
+        if any(share and name not in parts for name, share in shares.items()):
             raise DataError(
                 f"{part.path or part.name}: too few images that differ to hold any out: a class needs at "
                 "least two, better twenty"

@@ -29,7 +29,7 @@ def find_timm(name: str) -> Callable[..., nn.Module]:
         RecipeError: timm is not installed.
         UnknownNameError: it has no network of that name.
     """
-    timm, own = _timm(name), _checked(name)
+    timm, own = _find(name)
 
     def build(num_classes: int, image_shape: tuple[int, int, int], **options: Any) -> nn.Module:
         made: nn.Module = timm.create_model(own, num_classes=num_classes, in_chans=image_shape[2], **options)
@@ -46,7 +46,7 @@ def read_timm_weights(name: str) -> tuple[dict[str, Tensor], str]:
         UnknownNameError: it has no network of that name.
         CheckpointError: there are no weights for it, or they cannot be fetched.
     """
-    timm, own = _timm(name), _checked(name)
+    timm, own = _find(name)
     try:
         tensors = timm.create_model(own, pretrained=True).state_dict()
     except Exception as error:  # of its own, the hub's, the network's
@@ -67,23 +67,20 @@ def find_timm_input(name: str) -> dict[str, Any]:
         RecipeError: timm is not installed.
         UnknownNameError: it has no network of that name.
     """
-    found: dict[str, Any] = _timm(name).get_pretrained_cfg(_checked(name)).to_dict()
+    timm, own = _find(name)
+    found: dict[str, Any] = timm.get_pretrained_cfg(own).to_dict()
     return found
 
 
-def _timm(name: str) -> Any:
+def _find(name: str) -> tuple[Any, str]:
+    """The package, and its own name for the network."""
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # torchvision, which it imports, may be for another torch
         raise RecipeError(
             f"model.name = {name!r}: timm cannot be imported ({error}): pip install 'foveal[timm]'"
         ) from None
-    return timm
-
-
-def _checked(name: str) -> str:
     own = name.removeprefix(PREFIX)
-    timm = _timm(name)
     if not timm.is_model(own):
         raise UnknownNameError("network of timm", own, timm.list_models())
-    return own
+    return timm, own

@@ -154,6 +154,8 @@ def _features(recipe: Recipe, source: Source, model: nn.Module, layer: nn.Module
     try:
         with shared_batches(chosen, [recipe], lambda _text: None, lambda: False) as batches:
             for batch in batches:
+                if not len(batch.targets):  # all of them damaged
+                    continue
                 seen.clear()
                 with undisturbed(model), autocast(device, "float32", kernels=recipe.kernels):
                     logits = model(batch.images[0].to(device))
@@ -162,7 +164,7 @@ def _features(recipe: Recipe, source: Source, model: nn.Module, layer: nn.Module
                         f"head: the last linear layer of {recipe.model.name} is not what gives its logits: "
                         "leave the table out"
                     )
-                found.append(_Features(seen[-1][0].flatten(1).double().cpu(), batch.targets))
+                found.append(_Features(seen[-1][0].flatten(1).double().cpu(), batch.targets.cpu()))
     finally:
         hook.remove()
     return _Features(torch.cat([each.values for each in found]), torch.cat([each.labels for each in found]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,17 +12,6 @@ from torch.nn import functional
 from foveal.device import autocast
 from foveal.kernels.mode import ProcessorKernels
 from foveal.kernels.winograd import Plan, WinogradConvolution
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def winograd(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,17 +11,6 @@ from torch.nn import functional
 
 from foveal.models.layers import FixedScaleBatchNorm2d
 from foveal.models.norm_gelu import NormGelu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def made(channels: int) -> tuple[NormGelu, FixedScaleBatchNorm2d]:
