@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -65,21 +65,21 @@ def resolve_machine(recipe: Recipe, *, decodes: bool = False) -> Recipe:
     return recipe.model_copy(update=chosen)
 
 
-def autocast(
-    device: torch.device, precision: str, *, kernels: bool = False
-) -> AbstractContextManager[object]:
+@contextmanager
+def autocast(device: torch.device, precision: str, *, kernels: bool = False) -> Iterator[None]:
     """The context in which a network computes in ``precision``.
 
-    With ``kernels``, float32 convolutions and max-poolings on a processor are computed by foveal's own where
-    these should be quicker; without Numba, and elsewhere, it changes nothing.
+    With ``kernels``, convolutions and max-poolings on a processor are computed by foveal's own where these
+    should be quicker (:mod:`foveal.kernels.mode`); without Numba, and elsewhere, it changes nothing.
     """
-    if precision != "float32":
-        return torch.autocast(device.type, torch.bfloat16)
-    if kernels and device.type == "cpu" and find_spec("numba"):
-        from foveal.kernels.mode import ProcessorKernels
+    with ExitStack() as contexts:
+        if precision != "float32":
+            contexts.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if kernels and device.type == "cpu" and find_spec("numba"):
+            from foveal.kernels.mode import ProcessorKernels
 
-        return ProcessorKernels()
-    return nullcontext()
+            contexts.enter_context(ProcessorKernels())
+        yield
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Max-pooling of float32 images on a processor, and its gradient, made image by image in the cache.
+"""Max-pooling on a processor, and its gradient, made image by image in the cache.
 
 PyTorch's keeps 8 bytes for each result's place, and fills the whole gradient with zeros before it adds to it.
 """
@@ -7,27 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from foveal.kernels.compiled import array, kernel, narrow, wide
 from foveal.kernels.threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from torch import Tensor
 
-    Floats = NDArray[np.float32]
+    from foveal.kernels.compiled import Values
+
     Places = NDArray[np.int32]
 
 _U = np.uintp
 
 
 class MaxPool(torch.autograd.Function):
-    """``functional.max_pool2d`` of float32 ``[B, C, H, W]``, with the same answer to ties and NaN."""
+    """``functional.max_pool2d`` of ``[B, C, H, W]``, with the same answer to ties and NaN."""
 
     @staticmethod
     def forward(
@@ -38,7 +37,7 @@ class MaxPool(torch.autograd.Function):
 
         Args:
             ctx: of autograd.
-            images: float32 ``[B, C, H, W]``.
+            images: float32 or bfloat16 ``[B, C, H, W]``.
             kernel: height and width of the windows.
             stride: between them.
             padding: rows and columns of minus infinity before the first.
@@ -47,7 +46,7 @@ class MaxPool(torch.autograd.Function):
         pixels = images.permute(0, 2, 3, 1).contiguous()
         found = pixels.new_empty(len(pixels), *result, pixels.shape[3])
         places = torch.empty(found.shape, dtype=torch.int32)
-        arrays = [each.detach().numpy() for each in (pixels, found, places)]
+        arrays = [array(each) for each in (pixels, found, places)]
         ctx.sizes = (*kernel, *stride, *padding)
         in_threads(lambda first, last: _pool(*arrays, first, last, *ctx.sizes), len(pixels))
         ctx.shape = pixels.shape
@@ -61,25 +60,21 @@ class MaxPool(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         result = gradient.new_empty(ctx.shape)
         given = gradient.permute(0, 2, 3, 1).contiguous()
-        arrays = [each.detach().numpy() for each in (given, places, result)]
+        arrays = [array(each) for each in (given, places, result)]
         in_threads(lambda first, last: _spread(*arrays, first, last, *ctx.sizes), len(result))
         return result.permute(0, 3, 1, 2), None, None, None, None
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, boundscheck=False)(function)
-
-
-@_kernel
+@kernel
 def _window(number: int, stride: int, padding: int, size: int, extent: int) -> tuple[int, int]:
     """First and last (exclusive) pixel of a window along one axis, without what is padded."""
     start = number * stride - padding
     return max(start, 0), min(start + size, extent)
 
 
-@_kernel
+@kernel
 def _pool(
-    images: Floats, found: Floats, places: Places, first: int, last: int,
+    images: Values, found: Values, places: Places, first: int, last: int,
     kernel_height: int, kernel_width: int, down: int, right: int, above: int, before: int,
 ) -> None:  # fmt: skip
     """Fill ``found``, and ``places`` with ``row * W + column`` of what was found."""
@@ -98,19 +93,20 @@ def _pool(
                         place, pixel = np.int32(y * width + x), images[n, y, x]
                         for c in range(_U(channels)):
                             value, old, old_place = pixel[c], best[c], where[c]
-                            better = (value > old) | (value != value)  # noqa: PLR0124 - it is NaN
+                            real = wide(value)
+                            better = (real > wide(old)) | (real != real)  # noqa: PLR0124 - it is NaN
                             best[c] = value if better else old
                             where[c] = place if better else old_place
 
 
-@_kernel
+@kernel
 def _spread(
-    gradient: Floats, places: Places, result: Floats, first: int, last: int,
+    gradient: Values, places: Places, result: Values, first: int, last: int,
     kernel_height: int, kernel_width: int, down: int, right: int, above: int, before: int,
 ) -> None:  # fmt: skip
     height, width, channels = result.shape[1:]
     for n in range(first, last):
-        result[n] = np.float32(0)
+        result[n] = 0
         for row in range(gradient.shape[1]):
             top, bottom = _window(row, down, above, kernel_height, height)
             for column in range(gradient.shape[2]):
@@ -120,5 +116,6 @@ def _spread(
                     for x in range(left, end):
                         place, pixel = np.int32(y * width + x), result[n, y, x]
                         for c in range(_U(channels)):
-                            old, more = pixel[c], given[c]
-                            pixel[c] = old + more if where[c] == place else old
+                            old = pixel[c]
+                            more = narrow(result, wide(old) + wide(given[c]))
+                            pixel[c] = more if where[c] == place else old

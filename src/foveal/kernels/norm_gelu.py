@@ -1,4 +1,4 @@
-"""Batch norm and GELU of float32 pixels on a processor: two passes over memory forward, two back.
+"""Batch norm and GELU on a processor: two passes over memory forward, two back.
 
 Separately they are six: the statistics, the norm, GELU, and the gradients of each. Means and variances are
 sums in float64 of sums of some hundred pixels in float32.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 
+from foveal.kernels.compiled import array, kernel, narrow, wide
 from foveal.kernels.threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from torch import Tensor
 
-    Floats = NDArray[np.float32]
+    from foveal.kernels.compiled import Floats, Values
+
     Doubles = NDArray[np.float64]
 
 _U = np.uintp
@@ -31,15 +30,16 @@ def normalise(pixels: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Ten
     """Batch norm with a scale of one, and GELU.
 
     Args:
-        pixels: float32 ``[..., C]``, contiguous.
+        pixels: float32 or bfloat16 ``[..., C]``, contiguous.
         bias: float32 ``[C]``.
         epsilon: added to the variances.
 
     Returns:
-        The result, in the shape of ``pixels``; the means, biased variances and inverse deviations, ``[C]``.
+        The result, like ``pixels``; in float32 the means, biased variances and inverse deviations, ``[C]``.
     """
     flat = _flat(pixels)
-    pivot = flat[0].copy()  # differences from it are small where the mean is large
+    # Differences from one of the pixels are small where the mean is large.
+    pivot = pixels.detach().view(-1, pixels.shape[-1])[0].float().numpy()
     parts = in_threads(lambda first, last: _sums(flat, pivot, first, last), len(flat))
     first_moment, second_moment = np.sum(parts, axis=0) / len(flat)
     means = (pivot + first_moment).astype(np.float32)
@@ -70,16 +70,10 @@ def gradients(
 
 
 def _flat(values: Tensor) -> Any:
-    return values.detach().view(-1, values.shape[-1]).numpy()
+    return array(values.view(-1, values.shape[-1]))
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"contract"}, error_model="numpy")(
-        function
-    )
-
-
-@_kernel
+@kernel
 def _bell(z: np.float32) -> np.float32:
     """``exp(-z * z / 2)`` to 2e-7, at least 1e-18: a power of 2 by its bits, the rest by a polynomial."""
     power = max(np.float32(-0.72134752) * z * z, np.float32(-60))
@@ -95,7 +89,7 @@ def _bell(z: np.float32) -> np.float32:
     return np.float32(p * bits.view(np.float32))
 
 
-@_kernel
+@kernel
 def _share_below(z: np.float32, bell: np.float32) -> np.float32:
     """The normal distribution function to 1e-7: Abramowitz and Stegun, 7.1.26, with ``bell`` from above."""
     t = np.float32(1) / (np.float32(1) + np.float32(0.3275911 * 0.70710678) * abs(z))
@@ -108,8 +102,8 @@ def _share_below(z: np.float32, bell: np.float32) -> np.float32:
     return np.float32(1) - tail if z > np.float32(0) else tail
 
 
-@_kernel
-def _sums(pixels: Floats, pivot: Floats, first: int, last: int) -> Doubles:
+@kernel
+def _sums(pixels: Values, pivot: Floats, first: int, last: int) -> Doubles:
     """Sums and sums of squares of differences from ``pivot``, ``[2, C]``."""
     channels = pixels.shape[1]
     total = np.zeros((2, channels), np.float64)
@@ -118,7 +112,7 @@ def _sums(pixels: Floats, pivot: Floats, first: int, last: int) -> Doubles:
         part[:] = np.float32(0)
         for pixel in range(start, min(start + _BLOCK, last)):
             for c in range(_U(channels)):
-                value = pixels[pixel, c] - pivot[c]
+                value = wide(pixels[pixel, c]) - pivot[c]
                 part[0, c] += value
                 part[1, c] += value * value
         for c in range(_U(channels)):
@@ -127,19 +121,19 @@ def _sums(pixels: Floats, pivot: Floats, first: int, last: int) -> Doubles:
     return total
 
 
-@_kernel
+@kernel
 def _forward(
-    pixels: Floats, means: Floats, inverse: Floats, bias: Floats, out: Floats, first: int, last: int
+    pixels: Values, means: Floats, inverse: Floats, bias: Floats, out: Values, first: int, last: int
 ) -> None:
     for pixel in range(first, last):
         for c in range(_U(pixels.shape[1])):
-            z = (pixels[pixel, c] - means[c]) * inverse[c] + bias[c]
-            out[pixel, c] = z * _share_below(z, _bell(z))
+            z = (wide(pixels[pixel, c]) - means[c]) * inverse[c] + bias[c]
+            out[pixel, c] = narrow(out, z * _share_below(z, _bell(z)))
 
 
-@_kernel
+@kernel
 def _activation(
-    gradient: Floats, pixels: Floats, means: Floats, inverse: Floats, bias: Floats, out: Floats,
+    gradient: Values, pixels: Values, means: Floats, inverse: Floats, bias: Floats, out: Values,
     first: int, last: int,
 ) -> Doubles:  # fmt: skip
     """GELU's gradient into ``out``; its sums, and those of it times what is normalised, ``[2, C]``."""
@@ -150,27 +144,28 @@ def _activation(
         part[:] = np.float32(0)
         for pixel in range(start, min(start + _BLOCK, last)):
             for c in range(_U(channels)):
-                z = (pixels[pixel, c] - means[c]) * inverse[c] + bias[c]
+                z = (wide(pixels[pixel, c]) - means[c]) * inverse[c] + bias[c]
                 bell = _bell(z)
                 slope = _share_below(z, bell) + np.float32(0.39894228) * z * bell
-                out[pixel, c] = gradient[pixel, c] * slope
+                out[pixel, c] = narrow(out, wide(gradient[pixel, c]) * slope)
             for c in range(_U(channels)):
-                part[0, c] += out[pixel, c]
+                part[0, c] += wide(out[pixel, c])
             for c in range(_U(channels)):
-                part[1, c] += out[pixel, c] * ((pixels[pixel, c] - means[c]) * inverse[c])
+                part[1, c] += wide(out[pixel, c]) * ((wide(pixels[pixel, c]) - means[c]) * inverse[c])
         for c in range(_U(channels)):
             total[0, c] += part[0, c]
             total[1, c] += part[1, c]
     return total
 
 
-@_kernel
+@kernel
 def _backward(
-    pixels: Floats, means: Floats, inverse: Floats, mean: Floats, slope: Floats, out: Floats,
+    pixels: Values, means: Floats, inverse: Floats, mean: Floats, slope: Floats, out: Values,
     first: int, last: int,
 ) -> None:  # fmt: skip
     """From the gradient of what is normalised to that of the pixels, in place."""
     for pixel in range(first, last):
         for c in range(_U(pixels.shape[1])):
-            normalised = (pixels[pixel, c] - means[c]) * inverse[c]
-            out[pixel, c] = (out[pixel, c] - mean[c] - normalised * slope[c]) * inverse[c]
+            normalised = (wide(pixels[pixel, c]) - means[c]) * inverse[c]
+            change = wide(out[pixel, c]) - mean[c] - normalised * slope[c]
+            out[pixel, c] = narrow(out, change * inverse[c])

@@ -1,4 +1,4 @@
-"""Convolutions in float32 on a processor by Winograd's algorithm, forward and backward.
+"""Convolutions on a processor by Winograd's algorithm, in float32, forward and backward.
 
 Of a 3x3 filter, 16 results take 36 products in place of 144, of a 5x5 filter 64 in place of 400. The backward
 pass is the transpose of the forward one, so that each gradient's tiles are made once and used twice.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from foveal.kernels import winograd_tiles
+from foveal.kernels.compiled import array
 from foveal.kernels.threads import in_threads
 from foveal.kernels.winograd_tiles import TILE
 
@@ -104,8 +105,18 @@ class WinogradConvolution(torch.autograd.Function):
     """``functional.conv2d`` with stride 1, filters of 3x3 or 5x5 and the same padding on all sides."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        """Convolve float32 ``[B, C, H, W]`` with ``[outputs, C, k, k]``; the result is channels_last.
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Convolve ``[B, C, H, W]`` with ``[outputs, C, k, k]``; the result is channels_last.
+
+        Args:
+            ctx: of autograd.
+            images: float32 or bfloat16; so is their gradient.
+            weight: float32.
+            bias: float32, or None.
+            padding: on each side.
+            dtype: of the result, float32 or bfloat16.
 
         Raises:
             ValueError: the images have other channels than the filters.
@@ -116,31 +127,30 @@ class WinogradConvolution(torch.autograd.Function):
         ctx.save_for_backward(images, weight)
         ctx.biased = bias is not None
         values, filters = _nhwc(images), _transformed(weight)
-        result = values.new_empty(len(values), *plan.result, plan.outputs)
+        result = torch.empty(len(values), *plan.result, plan.outputs, dtype=dtype)
+        added = torch.zeros(plan.outputs) if bias is None else bias
 
         def convolve(first: int, last: int) -> None:
             for part in plan.chunks(first, last):
                 products = torch.bmm(_input_tiles(plan, values[part]), filters)
-                _output_tiles(plan, products, result[part])
-                if bias is not None:
-                    result[part] += bias
+                _output_tiles(plan, products, added, result[part])
 
         in_threads(convolve, len(values))
         return result.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of images, weight and bias, where they are needed."""
         images, weight = ctx.saved_tensors
         plan: Plan = ctx.plan
-        wants_images, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         values, gradients = _nhwc(images), _nhwc(gradient)
         filters = _transformed(weight).mT if wants_images else None
         image_gradient = torch.empty_like(values)
 
         def convolve(first: int, last: int) -> Tensor:
-            total = values.new_zeros(plan.side**2, plan.inputs, plan.outputs)
+            total = torch.zeros(plan.side**2, plan.inputs, plan.outputs)
             for part in plan.chunks(first, last):
                 products = _output_tiles_transposed(plan, gradients[part])
                 if wants_weight:
@@ -153,7 +163,8 @@ class WinogradConvolution(torch.autograd.Function):
         return (
             image_gradient.permute(0, 3, 1, 2) if wants_images else None,
             _transformed_back(torch.stack(totals).sum(0), plan) if wants_weight else None,
-            gradients.sum((0, 1, 2)) if ctx.biased and wants_bias else None,
+            gradients.sum((0, 1, 2), dtype=torch.float32) if ctx.biased and wants_bias else None,
+            None,
             None,
         )
 
@@ -202,10 +213,10 @@ def _input_tiles_transposed(plan: Plan, tiles: Tensor, images: Tensor) -> None:
     )  # fmt: skip
 
 
-def _output_tiles(plan: Plan, tiles: Tensor, images: Tensor) -> None:
+def _output_tiles(plan: Plan, tiles: Tensor, bias: Tensor, images: Tensor) -> None:
     """Fill ``[B, height, width, outputs]``."""
     sizes = (*plan.result, plan.outputs, plan.side, *plan.grid)
-    winograd_tiles.output_tiles(_flat(tiles), len(images), *sizes, _flat(images))
+    winograd_tiles.output_tiles(_flat(tiles), len(images), *sizes, array(bias), _flat(images))
 
 
 def _output_tiles_transposed(plan: Plan, images: Tensor) -> Tensor:
@@ -222,4 +233,4 @@ def _new_tiles(plan: Plan, count: int, channels: int) -> Tensor:
 
 
 def _flat(values: Tensor) -> Any:
-    return values.detach().view(-1).numpy()
+    return array(values.view(-1))

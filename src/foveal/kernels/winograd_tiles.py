@@ -8,22 +8,21 @@ one-dimensional ones are written out: each reads all its operands once and has a
 pixels, as its inner loop, which becomes vector instructions because indices are unsigned and constants
 float32.
 
-Images are flat ``[N, H, W, C]``, their tiles flat ``[side * side, N * rows * columns, C]``.
+Images are flat ``[N, H, W, C]``, float32 or bfloat16; their tiles are float32, flat
+``[side * side, N * rows * columns, C]``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
+from foveal.kernels.compiled import kernel, narrow, wide
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from foveal.kernels.compiled import Floats, Values
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
     Index = int | np.uintp
 
 _F2, _F4, _F5, _F8 = (np.float32(value) for value in (2, 4, 5, 8))
@@ -33,11 +32,7 @@ TILE = 4  # side of the results that a tile gives
 _U = np.uintp
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"contract"})(function)
-
-
-@_kernel
+@kernel
 def _input(
     side: int, out: Floats, o: int, across: Index, source: Floats, s: int, step: Index, length: int
 ) -> None:
@@ -75,7 +70,7 @@ def _input(
             out[j + _U(7) * across] = _F21_4 * (d3 - d5) + (d7 - d1)
 
 
-@_kernel
+@kernel
 def _input_transposed(
     side: int, out: Floats, o: int, across: Index, source: Floats, s: int, step: Index, length: int
 ) -> None:
@@ -111,7 +106,7 @@ def _input_transposed(
             out[j + _U(7) * across] += v7
 
 
-@_kernel
+@kernel
 def _output(
     side: int, out: Floats, o: int, across: Index, source: Floats, s: int, step: Index, length: int
 ) -> None:
@@ -141,7 +136,7 @@ def _output(
             out[j + _U(3) * across] = odd_1 + _F8 * odd_2 + _F1_8 * odd_3 + m7
 
 
-@_kernel
+@kernel
 def _output_transposed(
     side: int, out: Floats, o: int, across: Index, source: Floats, s: int, step: Index, length: int
 ) -> None:
@@ -165,15 +160,25 @@ def _output_transposed(
             out[j + _U(7) * across] = y3
 
 
-@_kernel
-def _copy(out: Floats, o: int, source: Floats, s: int, length: int) -> None:
+@kernel
+def _copy(out: Values, o: int, source: Values, s: int, length: int) -> None:
     for c in range(_U(length)):
-        out[_U(o) + c] = source[_U(s) + c]
+        out[_U(o) + c] = narrow(out, wide(source[_U(s) + c]))
 
 
-@_kernel
+@kernel
+def _copy_biased(out: Values, o: int, source: Floats, bias: Floats, pixels: int) -> None:
+    """Copy the first so many pixels of ``source``, and add ``bias`` to each."""
+    channels = len(bias)
+    for pixel in range(pixels):
+        for c in range(_U(channels)):
+            i = _U(pixel * channels) + c
+            out[_U(o) + i] = narrow(out, source[i] + bias[c])
+
+
+@kernel
 def input_tiles(
-    images: Floats, count: int, height: int, width: int, channels: int, padding: int,
+    images: Values, count: int, height: int, width: int, channels: int, padding: int,
     side: int, rows: int, columns: int, tiles: Floats,
 ) -> None:  # fmt: skip
     """``B^T d B`` of every tile that 4 x 4 results need."""
@@ -194,10 +199,10 @@ def input_tiles(
                     _input(side, tiles, out, across, columns_done, source, channels, channels)
 
 
-@_kernel
+@kernel
 def input_tiles_transposed(
     tiles: Floats, count: int, height: int, width: int, channels: int, padding: int,
-    side: int, rows: int, columns: int, images: Floats,
+    side: int, rows: int, columns: int, images: Values,
 ) -> None:  # fmt: skip
     """``B v B^T`` of every tile, summed where tiles overlap."""
     padded_width = (columns - 1) * TILE + side
@@ -219,15 +224,15 @@ def input_tiles_transposed(
             _copy(images, (n * height + y) * width * channels, padded, start, width * channels)
 
 
-@_kernel
+@kernel
 def output_tiles(
     tiles: Floats, count: int, height: int, width: int, channels: int,
-    side: int, rows: int, columns: int, images: Floats,
+    side: int, rows: int, columns: int, bias: Floats, images: Values,
 ) -> None:  # fmt: skip
-    """``A^T m A`` of every tile, without what reaches over the edge."""
+    """``A^T m A`` of every tile, without what reaches over the edge, and ``bias`` added to each pixel."""
     line, used = columns * TILE * channels, width * channels
     across = count * rows * columns * channels
-    rows_done, spare = np.empty(side * line, np.float32), np.empty(TILE * used, np.float32)
+    rows_done, done = np.empty(side * line, np.float32), np.empty(TILE * used, np.float32)
     for n in range(count):
         for row in range(rows):
             for column in range(columns):
@@ -235,31 +240,26 @@ def output_tiles(
                 for i in range(side):
                     source, out = side * i * across + place, i * line + column * TILE * channels
                     _output(side, rows_done, out, channels, tiles, source, across, channels)
-            start, remaining = (n * height + row * TILE) * used, height - row * TILE
-            if remaining >= TILE:
-                _output(side, images, start, used, rows_done, 0, line, used)
-            else:
-                _output(side, spare, 0, used, rows_done, 0, line, used)
-                _copy(images, start, spare, 0, remaining * used)
+            _output(side, done, 0, used, rows_done, 0, line, used)
+            start, remaining = (n * height + row * TILE) * used, min(height - row * TILE, TILE)
+            _copy_biased(images, start, done, bias, remaining * width)
 
 
-@_kernel
+@kernel
 def output_tiles_transposed(
-    images: Floats, count: int, height: int, width: int, channels: int,
+    images: Values, count: int, height: int, width: int, channels: int,
     side: int, rows: int, columns: int, tiles: Floats,
 ) -> None:  # fmt: skip
     """``A y A^T`` of every tile; what lies over the edge is zero."""
     line, used = columns * TILE * channels, width * channels
     across = count * rows * columns * channels
-    columns_done, spare = np.zeros(side * line, np.float32), np.zeros(TILE * used, np.float32)
+    columns_done, given = np.zeros(side * line, np.float32), np.zeros(TILE * used, np.float32)
     for n in range(count):
         for row in range(rows):
-            start, remaining = (n * height + row * TILE) * used, height - row * TILE
-            if remaining >= TILE:
-                _output_transposed(side, columns_done, 0, line, images, start, used, used)
-            else:
-                _copy(spare, 0, images, start, remaining * used)
-                _output_transposed(side, columns_done, 0, line, spare, 0, used, used)
+            start, remaining = (n * height + row * TILE) * used, min(height - row * TILE, TILE)
+            _copy(given, 0, images, start, remaining * used)
+            given[remaining * used :] = np.float32(0)
+            _output_transposed(side, columns_done, 0, line, given, 0, used, used)
             for column in range(columns):
                 place = ((n * rows + row) * columns + column) * channels
                 for i in range(side):

@@ -125,8 +125,8 @@ def _same_padding(size: int, kernel: int, stride: int) -> int:
 
 
 def suits_kernels(values: Tensor) -> bool:
-    """Whether compiled kernels can compute it: float32 on a processor, nobody tracing for torch.compile."""
-    on_processor = values.dtype == torch.float32 and values.device.type == "cpu"
+    """Whether compiled kernels can compute it: on a processor, nobody tracing for torch.compile."""
+    on_processor = values.dtype in (torch.float32, torch.bfloat16) and values.device.type == "cpu"
     return on_processor and not torch.compiler.is_compiling() and find_spec("numba") is not None
 
 

@@ -32,7 +32,7 @@ class LocalResponseNorm(nn.Module):
         """Normalise each pixel of ``[B, C, H, W]``; the result has its dtype."""
         with torch.autocast(images.device.type, enabled=False):
             normalise: Any = LocalResponse.apply
-            pixels = images.float().permute(0, 2, 3, 1)
+            pixels = (images if suits_kernels(images) else images.float()).permute(0, 2, 3, 1)
             normalised: Tensor = normalise(pixels, self.radius, self.bias, self.alpha, self.beta)
             return normalised.permute(0, 3, 1, 2).to(images.dtype)
 

@@ -366,7 +366,7 @@ class Recipe(Part):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; weights are float32. auto: whichever this machine measures faster."""
     kernels: Flag = True
-    """Use foveal's kernels for float32 convolutions and max-pooling on a processor where they are quicker."""
+    """Use foveal's kernels for convolutions and max-pooling on a processor where they are quicker."""
     compile: Flag | Literal["auto"] = False
     """Compile the network with torch.compile. auto: if that is measured to pay off over the whole run."""
     device: Annotated[str, OPERATIONAL] = "auto"

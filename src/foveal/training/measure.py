@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foveal.recipe import Recipe
 
 _EXAMPLES = 256  # of a batch that are timed on a processor, where steps of large batches take seconds each
+_GAIN = 0.9  # of float32's time, at most which bfloat16 must take: it loses digits, and times are noisy
 _PAYS_OFF = 300.0  # seconds of eager training below which compilation (20 to 60 s) is not even measured
 
 
@@ -34,8 +35,8 @@ def resolve_speed(recipe: Recipe, model: nn.Module, batch: PreparedBatch, total_
         choices = [
             recipe.model_copy(update={"precision": p, "compile": False}) for p in ("float32", "bfloat16")
         ]
-        timed = {choice.precision: _seconds_per_step(choice, model, batch) for choice in choices}
-        recipe = recipe.model_copy(update={"precision": min(timed, key=lambda name: timed[name])})
+        plain, rounded = (_seconds_per_step(choice, model, batch) for choice in choices)
+        recipe = choices[rounded < _GAIN * plain].model_copy(update={"compile": recipe.compile})
     if recipe.compile is True and not can_compile():
         return recipe.model_copy(update={"compile": False})
     if recipe.compile == "auto":

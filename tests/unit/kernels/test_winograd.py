@@ -15,7 +15,7 @@ from foveal.kernels.winograd import Plan, WinogradConvolution
 
 
 def winograd(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    result: Tensor = WinogradConvolution.apply(images, weight, bias, padding)  # type: ignore[no-untyped-call]
+    result: Tensor = WinogradConvolution.apply(images, weight, bias, padding, torch.float32)  # type: ignore[no-untyped-call]
     return result
 
 
