@@ -12,6 +12,7 @@ from foveal.compilation import frozen
 from foveal.device import autocast, synchronise
 from foveal.folding import folded
 from foveal.inference import undisturbed
+from foveal.packing import packed
 from foveal.views import mean_logits
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ _ROUNDS = 3
 class Answering:
     """Asks a network; the network stays as it is, and so do gradients and random state.
 
-    Batch norm is folded into the layers before it (:mod:`foveal.folding`). The precision is the recipe's, and
+    Batch norm is folded into the layers before it (:mod:`foveal.folding`), and in float32 on a processor
+    convolutions are packed (:mod:`foveal.packing`). The precision is the recipe's, and
     where that is ``auto``, whichever takes less time on the first images; but bfloat16 only if on these it
     keeps to :data:`BOUNDS`.
 
@@ -95,6 +97,9 @@ class Answering:
         self.precision = self._choose(images[:_FIRST])
         if self._compiled:
             self._network = frozen(self._network)
+        elif quick is not None and self.precision == "float32":
+            packed_too = packed(quick, images[:_FEW], kernels=self._recipe.kernels)
+            self._module = self._network = quick if packed_too is None else packed_too
         self._shape = images.shape[1:]
 
     def _plain(self, images: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A batch norm that is not training multiplies each channel by a number and adds another. Both can go into the
 filters and the bias of the convolution, or of the dense layer, that gives the channels. Between the two there
-may be a max-pooling, which commutes with a rising line: where no channel is multiplied by a negative number.
+may be a pooling that commutes with the line: a mean does with any, a maximum with a rising one, where no
+channel is multiplied by a negative number.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,16 +22,17 @@ from torch.utils._pytree import tree_leaves
 
 from foveal.inference import undisturbed
 from foveal.models.layers import SameMaxPool2d
-from foveal.models.norm_gelu import NormGelu
+from foveal.models.norm_activation import NormGelu, NormRelu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 # What is left of a norm that is folded away.
-_RESTS: dict[type[nn.Module], type[nn.Module]] = {
+_RESTS: dict[type[nn.Module], Callable[[], nn.Module]] = {
     nn.BatchNorm1d: nn.Identity,
     nn.BatchNorm2d: nn.Identity,
     NormGelu: nn.GELU,
+    NormRelu: partial(nn.ReLU, inplace=True),
 }
 # What is folded into, what is folded, and how many axes the values between them have.
 _PAIRS: tuple[tuple[type[nn.Module], type[nn.Module], int], ...] = (
@@ -37,7 +40,6 @@ _PAIRS: tuple[tuple[type[nn.Module], type[nn.Module], int], ...] = (
     (nn.Linear, nn.BatchNorm1d, 2),
 )
 _LAYERS = tuple(layer for layer, _, _ in _PAIRS)
-_POOLS = (nn.MaxPool2d, SameMaxPool2d)
 _CONVOLUTIONS = (torch.ops.aten.conv2d, torch.ops.aten.convolution)
 _TOLERANCE = 1e-3  # by how much logits may differ, as a share of the largest: rounding is a hundredth of it
 
@@ -77,7 +79,7 @@ def folded(
     pairs = list(uses.pairs(expected))
     for layer, norm in pairs:
         _fold(network, layer, norm)
-    return network if pairs and _agrees(network, images, expected) else None
+    return network if pairs and agrees(network, images, expected) else None
 
 
 def _has_candidates(model: nn.Module) -> bool:
@@ -147,7 +149,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._calls[norm] != 1 or not _is_plain(norm, tuple(_RESTS)) or norm.running_mean is None:
                 continue
             layer = self._maker(values)
-            if _is_plain(layer, _POOLS) and bool((_line(norm)[0] >= 0).all()):
+            if layer is not None and _commutes(layer, norm):
                 _, values = self._origins[id(values)]  # noqa: PLW2901 - what was pooled
                 layer = self._maker(values)
             if layer is not None and self._calls[layer] == 1 and self._fits(layer, norm, values):
@@ -167,6 +169,14 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not kinds or is_parametrized(layer):
             return False
         return _is_plain(layer, _LAYERS) or self._filters.get(id(values)) is layer.weight
+
+
+def _commutes(pool: nn.Module, norm: nn.Module) -> bool:
+    """Whether it is a pooling that gives the same before a norm as after it."""
+    if _is_plain(pool, (nn.AvgPool2d,)):
+        padded = pool.padding not in (0, (0, 0)) and pool.count_include_pad
+        return not padded and pool.divisor_override is None
+    return _is_plain(pool, (nn.MaxPool2d, SameMaxPool2d)) and bool((_line(norm)[0] >= 0).all())
 
 
 def _is_plain(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -204,7 +214,7 @@ def _fold(network: nn.Module, layer: Any, norm: nn.Module) -> None:
                 setattr(parent, name, rest)
 
 
-def _agrees(network: nn.Module, images: Tensor, expected: Tensor) -> bool:
+def agrees(network: nn.Module, images: Tensor, expected: Tensor) -> bool:
     """Whether logits differ by no more than rounding does; not where they are no numbers."""
     try:
         with undisturbed(network):

@@ -35,6 +35,13 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+@kernel
+def clamp(value: np.float32, least: np.float32, most: np.float32) -> np.float32:
+    """The value, or the bound that it is beyond; NaN stays, which ``min`` and ``max`` might lose."""
+    value = least if value < least else value  # noqa: FURB136
+    return most if value > most else value  # noqa: FURB136
+
+
 def array(values: Tensor) -> Any:
     """The memory of a contiguous tensor on a processor for a kernel."""
     values = values.detach()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from foveal.kernels import winograd_line, winograd_square
 from foveal.kernels.compiled import DTYPES
 from foveal.kernels.max_pool import MaxPool
 from foveal.kernels.winograd import Plan, WinogradConvolution
@@ -25,9 +26,10 @@ _POOLED = 1 << 16  # values, below which starting threads takes longer than pool
 class ProcessorKernels(TorchFunctionMode):
     """While it is entered, ``conv2d`` and ``max_pool2d`` and their layers may use foveal's kernels.
 
-    Convolutions do where images and filters are float32 on a processor, filters of 3x3 or 5x5, in one group,
-    without stride and dilation, and where Winograd's algorithm should be quicker; max-poolings where images
-    are float32 or bfloat16 on a processor, and not small. All others are computed as ever.
+    Convolutions do where images and filters are float32 on a processor, filters of 3x3, 5x5, or 3, 5 or 7 in
+    a line, in one group, without stride and dilation, and where Winograd's algorithm should be quicker;
+    max-poolings where images are float32 or bfloat16 on a processor, and not small. All others are computed
+    as ever.
 
     Within autocast to bfloat16, on a processor that does not multiply it faster than float32, convolutions
     and dense layers are computed in float32, by the above, and their results are rounded to bfloat16: what
@@ -89,23 +91,38 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> tuple[Tensor, Tensor, Tensor | None, int] | None:
+) -> tuple[Tensor, Tensor, Tensor | None, Plan] | None:
     """The arguments of :class:`WinogradConvolution`; None where conv2d is to do it."""
-    kernel = weight.shape[2:]
-    if kernel not in ((3, 3), (5, 5)) or groups != 1 or input.ndim != 4 or input.shape[1] != weight.shape[1]:
+    plan = planned(input, weight, stride, padding, dilation, groups)
+    return None if plan is None else (input, weight, bias, plan)
+
+
+def planned(
+    images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Plan | None:
+    """How Winograd's algorithm computes a convolution, by its arguments; None if ``conv2d`` should."""
+    if groups != 1 or images.ndim != 4 or images.shape[1] != weight.shape[1]:
         return None
     if _pair(stride) != (1, 1) or _pair(dilation) != (1, 1):
         return None
-    both = {"same": (kernel[0] // 2,) * 2, "valid": (0, 0)}.get(padding) if isinstance(padding, str) else None
-    vertical, horizontal = both or _pair(padding)
-    if vertical != horizontal or not 0 <= vertical < kernel[0]:
+    if not (_on_processor(images) and _on_processor(weight)) or weight.dtype != torch.float32:
         return None
-    if not (_on_processor(input) and _on_processor(weight)) or weight.dtype != torch.float32:
+    tall, wide = kernel = weight.shape[2], weight.shape[3]
+    if isinstance(padding, str):
+        if padding not in ("same", "valid") or (padding == "same" and not tall % 2 == wide % 2 == 1):
+            return None
+        padding = (tall // 2, wide // 2) if padding == "same" else (0, 0)
+    above, beside = _pair(padding)
+    kind: type[Plan]
+    if tall == wide and tall in winograd_square.SIDES and above == beside:
+        kind = winograd_square.SquarePlan
+    elif 1 in kernel and max(kernel) in winograd_line.LENGTHS and (above, beside)[tall > 1] == 0:
+        kind = winograd_line.LinePlan
+    else:
         return None
-    plan = Plan.of(input, weight, vertical)
-    if len(input) == 0 or min(plan.result) < 1 or not plan.pays_off(len(input)):
-        return None
-    return input, weight, bias, vertical
+    plan = kind(kernel, (above, beside), weight.shape[1], len(weight), *images.shape[2:])
+    fits = 0 <= above < tall and 0 <= beside < wide and min(plan.result) > 0 and len(images) > 0
+    return plan if fits and plan.pays_off(len(images)) else None
 
 
 def _pooling(
@@ -147,4 +164,4 @@ def _on_processor(values: Tensor) -> bool:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

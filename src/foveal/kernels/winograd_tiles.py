@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.kernels.compiled import kernel, narrow, wide
+from foveal.kernels.compiled import clamp, kernel, narrow, wide
 
 if TYPE_CHECKING:
     from foveal.kernels.compiled import Floats, Values
@@ -167,13 +167,15 @@ def _copy(out: Values, o: int, source: Values, s: int, length: int) -> None:
 
 
 @kernel
-def _copy_biased(out: Values, o: int, source: Floats, bias: Floats, pixels: int) -> None:
-    """Copy the first so many pixels of ``source``, and add ``bias`` to each."""
+def _copy_biased(
+    out: Values, o: int, source: Floats, bias: Floats, least: np.float32, most: np.float32, pixels: int
+) -> None:
+    """Copy the first so many pixels of ``source``, ``bias`` added to each; NaN stays."""
     channels = len(bias)
     for pixel in range(pixels):
         for c in range(_U(channels)):
             i = _U(pixel * channels) + c
-            out[_U(o) + i] = narrow(out, source[i] + bias[c])
+            out[_U(o) + i] = narrow(out, clamp(source[i] + bias[c], least, most))
 
 
 @kernel
@@ -227,9 +229,9 @@ def input_tiles_transposed(
 @kernel
 def output_tiles(
     tiles: Floats, count: int, height: int, width: int, channels: int,
-    side: int, rows: int, columns: int, bias: Floats, images: Values,
+    side: int, rows: int, columns: int, bias: Floats, least: np.float32, most: np.float32, images: Values,
 ) -> None:  # fmt: skip
-    """``A^T m A`` of every tile, without what reaches over the edge, and ``bias`` added to each pixel."""
+    """``A^T m A`` of every tile, without what reaches over the edge, ``bias`` added and within bounds."""
     line, used = columns * TILE * channels, width * channels
     across = count * rows * columns * channels
     rows_done, done = np.empty(side * line, np.float32), np.empty(TILE * used, np.float32)
@@ -242,7 +244,7 @@ def output_tiles(
                     _output(side, rows_done, out, channels, tiles, source, across, channels)
             _output(side, done, 0, used, rows_done, 0, line, used)
             start, remaining = (n * height + row * TILE) * used, min(height - row * TILE, TILE)
-            _copy_biased(images, start, done, bias, remaining * width)
+            _copy_biased(images, start, done, bias, least, most, remaining * width)
 
 
 @kernel

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from foveal.errors import RecipeError, UnknownNameError
 from foveal.models.auxiliary import WithAuxiliary
-from foveal.models.layers import Dropout, FixedScaleBatchNorm2d, truncated_normal
+from foveal.models.layers import Dropout, truncated_normal
+from foveal.models.norm_activation import NormRelu
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ class _Conv(NamedTuple):
         stride: in both directions.
         valid: whether nothing is padded (``VALID``); else the size is kept (``SAME``).
         kernel: height and width of the filters, where the name has others.
+        averaged: whether the mean is taken over 3x3 places. Slim takes it before the convolution, of
+            several times as many channels; for filters of 1x1 that is the same.
     """
 
     name: str
@@ -36,6 +39,7 @@ class _Conv(NamedTuple):
     stride: int = 1
     valid: bool = False
     kernel: tuple[int, int] | None = None
+    averaged: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -48,7 +52,6 @@ class _Conv(NamedTuple):
 _Step = _Conv | str
 _BranchSteps = tuple[_Step | list[_Conv], ...]
 _MAX: Final = "MaxPool_1a_3x3"
-_AVERAGE: Final = "AvgPool_0a_3x3"
 
 
 def _fives(pooled: int, first: str = "Conv2d_0a_1x1", second: str = "Conv2d_0b_5x5") -> list[_BranchSteps]:
@@ -57,7 +60,7 @@ def _fives(pooled: int, first: str = "Conv2d_0a_1x1", second: str = "Conv2d_0b_5
         (_Conv("Conv2d_0a_1x1", 64),),
         (_Conv(first, 48), _Conv(second, 64)),
         (_Conv("Conv2d_0a_1x1", 64), _Conv("Conv2d_0b_3x3", 96), _Conv("Conv2d_0c_3x3", 96)),
-        (_AVERAGE, _Conv("Conv2d_0b_1x1", pooled)),
+        (_Conv("Conv2d_0b_1x1", pooled, averaged=True),),
     ]
 
 
@@ -73,7 +76,7 @@ def _sevens(depth: int) -> list[_BranchSteps]:
             _Conv("Conv2d_0d_7x1", depth),
             _Conv("Conv2d_0e_1x7", 192),
         ),
-        (_AVERAGE, _Conv("Conv2d_0b_1x1", 192)),
+        (_Conv("Conv2d_0b_1x1", 192, averaged=True),),
     ]
 
 
@@ -87,7 +90,7 @@ def _threes(upright: str) -> list[_BranchSteps]:
             _Conv("Conv2d_0b_3x3", 384),
             [_Conv("Conv2d_0c_1x3", 384), _Conv("Conv2d_0d_3x1", 384)],
         ),
-        (_AVERAGE, _Conv("Conv2d_0b_1x1", 192)),
+        (_Conv("Conv2d_0b_1x1", 192, averaged=True),),
     ]
 
 
@@ -256,17 +259,17 @@ class _Builder:
         padding = (0, 0) if conv.valid else (height // 2, width // 2)
         layer = nn.Conv2d(inputs, outputs, conv.sides, conv.stride, padding, bias=False)
         truncated_normal(layer, deviation or self.deviation)
-        norm = FixedScaleBatchNorm2d(outputs, 1 - self.norm_decay, self.norm_epsilon)
-        return _named({"conv": layer, "norm": norm, "relu": nn.ReLU(inplace=True)}), outputs
+        layers: dict[str, nn.Module] = {"conv": layer}
+        if conv.averaged:  # SAME: over the pixels of the image alone
+            layers["pool"] = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        layers["norm"] = NormRelu(outputs, 1 - self.norm_decay, self.norm_epsilon)
+        return _named(layers), outputs
 
     def layer(self, inputs: int, step: _Step) -> tuple[str, nn.Module, int]:
-        """Name, module and output channels of a convolution or a pooling."""
+        """Name, module and output channels of a convolution or a max-pooling."""
         if isinstance(step, _Conv):
             return step.name, *self.convolution(inputs, step)
-        if step.startswith("Max"):
-            return step, nn.MaxPool2d(3, 2), inputs
-        # SAME: the mean is over the pixels of the image alone.
-        return step, nn.AvgPool2d(3, 1, 1, count_include_pad=False), inputs
+        return step, nn.MaxPool2d(3, 2), inputs
 
     def mixed(self, inputs: int, branches: Iterable[_BranchSteps]) -> tuple[nn.Module, int]:
         """A block, and its output channels."""

@@ -80,14 +80,17 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, outputs, ceil(H / stride), ceil(W / stride)]``."""
+        images, padding = self.padded(images)
+        return functional.conv2d(images, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+    def padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images with zeros around them where they must be added unevenly, and how many to add evenly."""
         sizes = zip(images.shape[2:], self.kernel_size, self.stride, strict=True)
         top, left = added = [_same_padding(*each) for each in sizes]
-        if top % 2 or left % 2:
-            before, after = [each // 2 for each in added], [(each + 1) // 2 for each in added]
-            images = functional.pad(images, (before[1], after[1], before[0], after[0]))
-            top = left = 0
-        padding = (top // 2, left // 2)
-        return functional.conv2d(images, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        if top % 2 == 0 and left % 2 == 0:
+            return images, (top // 2, left // 2)
+        before, after = [each // 2 for each in added], [(each + 1) // 2 for each in added]
+        return functional.pad(images, (before[1], after[1], before[0], after[0])), (0, 0)
 
 
 class SameMaxPool2d(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from foveal.errors import RecipeError
 from foveal.models.layers import FixedScaleBatchNorm2d
-from foveal.models.norm_gelu import NormGelu
+from foveal.models.norm_activation import NormGelu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,10 @@ from torch.nn import functional
 from foveal.device import autocast
 from foveal.kernels import mode
 from foveal.kernels.compiled import array, kernel, narrow, wide
-from foveal.kernels.winograd import WinogradConvolution
-from foveal.models.norm_gelu import NormGelu
+from foveal.kernels.winograd import Plan, WinogradConvolution
+from foveal.kernels.winograd_line import LinePlan
+from foveal.kernels.winograd_square import SquarePlan
+from foveal.models.norm_activation import NormGelu
 from foveal.models.response_norm import LocalResponseNorm
 
 if TYPE_CHECKING:
@@ -64,15 +66,19 @@ def both(
     return found[0], found[1]
 
 
-@pytest.mark.parametrize(("side", "biased"), [(3, True), (5, False)])
-def test_convolutions_are_rounded_once(side: int, biased: bool, threads: int) -> None:
-    images, weight = torch.randn(threads * 3, 20, 13, 11), torch.randn(24, 20, side, side, requires_grad=True)
+@pytest.mark.parametrize(("kind", "kernel"), [(SquarePlan, (5, 5)), (LinePlan, (1, 7)), (LinePlan, (3, 1))])
+@pytest.mark.parametrize("biased", [True, False])
+def test_convolutions_are_rounded_once(
+    kind: type[Plan], kernel: tuple[int, int], biased: bool, threads: int
+) -> None:
+    images, weight = torch.randn(threads * 3, 20, 13, 11), torch.randn(24, 20, *kernel, requires_grad=True)
+    plan = kind(kernel, (kernel[0] // 2, kernel[1] // 2), 20, 24, 13, 11)
     bias = torch.randn(24, requires_grad=True) if biased else None
     learned = [each for each in (weight, bias) if each is not None]
 
     def convolve(values: Tensor) -> Tensor:
         apply: Any = WinogradConvolution.apply
-        result: Tensor = apply(values, weight, bias, side // 2, values.dtype)
+        result: Tensor = apply(values, weight, bias, plan, values.dtype)
         return result
 
     rounded, exact = both(convolve, images, *learned)

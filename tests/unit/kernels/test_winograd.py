@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,22 @@ from torch.nn import functional
 from foveal.device import autocast
 from foveal.kernels.mode import ProcessorKernels
 from foveal.kernels.winograd import Plan, WinogradConvolution
+from foveal.kernels.winograd_line import LinePlan, matrices
+from foveal.kernels.winograd_square import SquarePlan
+
+
+def planned(images: Tensor, weight: Tensor, padding: int) -> Plan:
+    """For square filters, or for those of a line, which are padded along it."""
+    tall, wide = weight.shape[2:]
+    sizes = (weight.shape[1], len(weight), *images.shape[2:])
+    if tall == wide:
+        return SquarePlan((tall, wide), (padding, padding), *sizes)
+    return LinePlan((tall, wide), (padding, 0) if wide == 1 else (0, padding), *sizes)
 
 
 def winograd(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    result: Tensor = WinogradConvolution.apply(images, weight, bias, padding, torch.float32)  # type: ignore[no-untyped-call]
+    apply: Any = WinogradConvolution.apply
+    result: Tensor = apply(images, weight, bias, planned(images, weight, padding), torch.float32)
     return result
 
 
@@ -26,16 +40,16 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    kernel=st.sampled_from([3, 5]),
-    padding=st.integers(0, 2),
-    size=st.tuples(st.integers(5, 14), st.integers(5, 14)),
+    kernel=st.sampled_from([(3, 3), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1)]),
+    padding=st.integers(0, 3),
+    size=st.tuples(st.integers(7, 19), st.integers(7, 19)),
     channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     count=st.integers(1, 5),
     biased=st.booleans(),
     channels_last=st.booleans(),
 )
 def test_results_and_gradients_are_those_of_a_direct_convolution(
-    kernel: int,
+    kernel: tuple[int, int],
     padding: int,
     size: tuple[int, int],
     channels: tuple[int, int],
@@ -47,13 +61,13 @@ def test_results_and_gradients_are_those_of_a_direct_convolution(
     inputs, outputs = channels
     memory = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(count, inputs, *size).contiguous(memory_format=memory).requires_grad_()
-    weight = torch.randn(outputs, inputs, kernel, kernel, requires_grad=True)
+    weight = torch.randn(outputs, inputs, *kernel, requires_grad=True)
     bias = torch.randn(outputs, requires_grad=True) if biased else None
     learned = [each for each in (images, weight, bias) if each is not None]
 
     found = winograd(images, weight, bias, padding)
     exact = [each.detach().double().requires_grad_() for each in learned]
-    expected = functional.conv2d(*exact, padding=padding)
+    expected = functional.conv2d(*exact, padding=planned(images, weight, padding).padding)
     assert found.shape == expected.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert error(found, expected) < 5e-5
@@ -73,8 +87,8 @@ def test_more_images_than_fit_into_a_chunk_give_the_same(threads: int) -> None:
     torch.manual_seed(0)
     images = torch.randn(180, 64, 16, 16, requires_grad=True)
     weight = torch.randn(48, 64, 3, 3, requires_grad=True)
-    plan = Plan.of(images, weight, 1)
-    assert len(list(plan.chunks(0, 180 // threads))) > 2
+    chunks = planned(images, weight, 1)._chunks(0, 180 // threads)
+    assert len(list(chunks)) > 2
     found, expected = winograd(images, weight, None, 1), functional.conv2d(images, weight, padding=1)
     assert error(found, expected) < 2e-5
     gradients = [torch.autograd.grad(y, (images, weight), torch.ones_like(y)) for y in (found, expected)]
@@ -132,12 +146,17 @@ def test_a_context_changes_the_convolutions_that_it_pays_off_for() -> None:
     assert used(nn.Conv2d(128, 128, 3, padding=1), large)
     assert used(nn.Conv2d(128, 128, 3, padding="same"), large)
     assert used(nn.Conv2d(128, 128, 3), large)
+    assert used(nn.Conv2d(128, 128, (1, 7), padding=(0, 3)), large)
+    assert used(nn.Conv2d(128, 128, (7, 1), padding="same"), large)
+    assert used(nn.Conv2d(128, 128, (1, 7)), large)
     assert not used(nn.Conv2d(128, 128, 3, padding=1), small)
     for unfit in (
         nn.Conv2d(128, 128, 3, padding=1, stride=2),
         nn.Conv2d(128, 128, 3, padding=2, dilation=2),
         nn.Conv2d(128, 128, 3, padding=1, groups=2),
-        nn.Conv2d(128, 128, (3, 1), padding=(1, 0)),
+        nn.Conv2d(128, 128, (3, 1), padding=(1, 1)),
+        nn.Conv2d(128, 128, (2, 1)),
+        nn.Conv2d(128, 128, (3, 5), padding="same"),
         nn.Conv2d(128, 128, 3, padding=(1, 0)),
         nn.Conv2d(128, 128, 1),
     ):
@@ -168,5 +187,26 @@ def test_errors_of_a_convolution_are_pytorchs() -> None:
     layer, images = nn.Conv2d(128, 128, 3, padding=1), torch.randn(128, 64, 16, 16)
     with ProcessorKernels(), pytest.raises(RuntimeError, match="expected input"):
         layer(images)
-    with pytest.raises(ValueError, match="images of 64 channels, filters of 128"):
+    with pytest.raises(ValueError, match=r"planned for images of \(128, 16, 16\), given \(64, 16, 16\)"):
         winograd(images, layer.weight, None, 1)
+
+
+@pytest.mark.parametrize(("results", "taps"), [(2, 3), (8, 3), (10, 3), (5, 5), (8, 5), (3, 7), (6, 7)])
+def test_the_matrices_of_lines_give_convolutions_exactly(results: int, taps: int) -> None:
+    inputs, filters, outputs = (torch.from_numpy(each).double() for each in matrices(results, taps))
+    line, weights = torch.randn(results + taps - 1).double(), torch.randn(taps).double()
+    expected = functional.conv1d(line[None, None], weights[None, None])[0, 0]
+    torch.testing.assert_close(
+        outputs @ ((filters @ weights) * (inputs @ line)), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 7)])
+def test_results_are_kept_within_bounds_and_nan_stays(kernel: tuple[int, int]) -> None:
+    images, weight = torch.randn(2, 8, 12, 12), torch.randn(4, 8, *kernel)
+    images[0, 0, 0, 0] = float("nan")
+    plan = planned(images, weight, kernel[1] // 2)
+    free = plan.convolve(images, plan.transformed(weight), None)
+    kept = plan.convolve(images, plan.transformed(weight), None, within=(0.0, 6.0))
+    assert free[0].isnan().any()
+    torch.testing.assert_close(kept, free.clamp(0, 6), rtol=0, atol=0, equal_nan=True)

@@ -138,7 +138,7 @@ def test_depths_are_multiplied_and_kept_above_the_least() -> None:
 
 
 def test_average_pooling_counts_the_pixels_of_the_image_alone() -> None:
-    pool = small().Mixed_5b.Branch_3.AvgPool_0a_3x3
+    pool = small().Mixed_5b.Branch_3.Conv2d_0b_1x1.pool
     torch.testing.assert_close(pool(torch.ones(1, 2, 4, 5)), torch.ones(1, 2, 4, 5))
 
 

@@ -1,8 +1,9 @@
-"""Batch norm with GELU in compiled passes, against PyTorch's two layers."""
+"""Batch norm with an activation in compiled passes, against PyTorch's two layers."""
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,19 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveal.models.layers import FixedScaleBatchNorm2d
-from foveal.models.norm_gelu import NormGelu
+from foveal.models.norm_activation import NormGelu, NormRelu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Layer = NormGelu | NormRelu
+ACTIVATIONS = pytest.mark.parametrize(
+    ("kind", "activate"), [(NormGelu, functional.gelu), (NormRelu, functional.relu)]
+)
 
 
-def made(channels: int) -> tuple[NormGelu, FixedScaleBatchNorm2d]:
+def made(channels: int, kind: type[Layer] = NormGelu) -> tuple[Layer, FixedScaleBatchNorm2d]:
     """The layer, and PyTorch's norm with the same tensors in float64."""
     torch.manual_seed(0)
-    layer = NormGelu(channels, 0.4)
+    layer = kind(channels, 0.4)
     nn.init.normal_(layer.bias)
     exact = FixedScaleBatchNorm2d(channels, 0.4)
     exact.load_state_dict(copy.deepcopy(layer.state_dict()))
     return layer, exact.double()
 
 
+@ACTIVATIONS
 @pytest.mark.parametrize(
     ("shape", "scale", "offset"),
     [
@@ -33,12 +43,17 @@ def made(channels: int) -> tuple[NormGelu, FixedScaleBatchNorm2d]:
     ],
 )
 def test_values_gradients_and_statistics_are_pytorchs(
-    shape: tuple[int, int, int, int], scale: float, offset: float, threads: int
+    kind: type[Layer],
+    activate: Callable[[Tensor], Tensor],
+    shape: tuple[int, int, int, int],
+    scale: float,
+    offset: float,
+    threads: int,
 ) -> None:
-    layer, exact = made(shape[1])
+    layer, exact = made(shape[1], kind)
     images = (torch.randn(shape) * scale + offset).requires_grad_()
     doubles = images.detach().double().requires_grad_()
-    found, expected = layer(images), functional.gelu(exact(doubles))
+    found, expected = layer(images), activate(exact(doubles))
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -62,14 +77,26 @@ def test_gelu_is_exact_far_out_too() -> None:
         )
 
 
-def test_evaluation_and_other_dtypes_are_pytorchs_to_the_bit() -> None:
-    layer, exact = made(6)
+@ACTIVATIONS
+def test_evaluation_and_other_dtypes_are_pytorchs_to_the_bit(
+    kind: type[Layer], activate: Callable[[Tensor], Tensor]
+) -> None:
+    layer, exact = made(6, kind)
     images = torch.randn(4, 6, 5, 5)
-    assert torch.equal(layer.double()(images.double()), functional.gelu(exact(images.double())))
+    assert torch.equal(layer.double()(images.double()), activate(exact(images.double())))
     layer.float().eval()
     norm = FixedScaleBatchNorm2d(6, 0.4).eval()
     norm.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(images), functional.gelu(norm(images)))
+    assert torch.equal(layer(images), activate(norm(images)))
+
+
+def test_nan_stays_after_relu() -> None:
+    layer, _ = made(2, NormRelu)
+    images = torch.randn(3, 2, 4, 4)
+    images[0, 0, 0, 0] = float("nan")
+    result = layer(images)
+    assert result[:, 0].isnan().all()
+    assert result[:, 1].isfinite().all()
 
 
 def test_the_same_images_give_the_same_bits_again(threads: int) -> None:

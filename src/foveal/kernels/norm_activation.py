@@ -1,17 +1,17 @@
-"""Batch norm and GELU on a processor: two passes over memory forward, two back.
+"""Batch norm and an activation on a processor: two passes over memory forward, two back.
 
-Separately they are six: the statistics, the norm, GELU, and the gradients of each. Means and variances are
-sums in float64 of sums of some hundred pixels in float32.
+Separately they are six: the statistics, the norm, the activation, and the gradients of each. Means and
+variances are sums in float64 of sums of some hundred pixels in float32.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
-from foveal.kernels.compiled import array, kernel, narrow, wide
+from foveal.kernels.compiled import array, clamp, kernel, narrow, wide
 from foveal.kernels.threads import in_threads
 
 if TYPE_CHECKING:
@@ -26,10 +26,13 @@ _U = np.uintp
 _BLOCK = 256  # pixels whose sums are in float32
 
 
-def normalise(pixels: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Batch norm with a scale of one, and GELU.
+def normalise(
+    activation: str, pixels: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Batch norm with a scale of one, and an activation.
 
     Args:
+        activation: one of ``ACTIVATIONS``.
         pixels: float32 or bfloat16 ``[..., C]``, contiguous.
         bias: float32 ``[C]``.
         epsilon: added to the variances.
@@ -47,25 +50,24 @@ def normalise(pixels: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Ten
     inverse = (1 / np.sqrt(variances + epsilon)).astype(np.float32)
     result = torch.empty_like(pixels)
     out, biases = _flat(result), bias.detach().numpy()
-    in_threads(lambda first, last: _forward(flat, means, inverse, biases, out, first, last), len(flat))
+    forward = ACTIVATIONS[activation].forward
+    in_threads(lambda first, last: forward(flat, means, inverse, biases, out, first, last), len(flat))
     tensors = [torch.from_numpy(each) for each in (means, variances.astype(np.float32), inverse)]
     return result, tensors[0], tensors[1], tensors[2]
 
 
 def gradients(
-    gradient: Tensor, pixels: Tensor, means: Tensor, inverse: Tensor, bias: Tensor
+    activation: str, gradient: Tensor, pixels: Tensor, means: Tensor, inverse: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of pixels and bias; all as :func:`normalise` has them."""
     result = torch.empty_like(pixels)
     flat, out, given = _flat(pixels), _flat(result), _flat(gradient)
-    statistics = means.numpy(), inverse.numpy()
-    biases = bias.detach().numpy()
-    parts = in_threads(
-        lambda first, last: _activation(given, flat, *statistics, biases, out, first, last), len(flat)
-    )
+    line = means.numpy(), inverse.numpy(), bias.detach().numpy()
+    _, first_pass, second_pass = ACTIVATIONS[activation]
+    parts = in_threads(lambda first, last: first_pass(given, flat, *line, out, first, last), len(flat))
     totals = np.sum(parts, axis=0)
     shares = (totals / len(flat)).astype(np.float32)
-    in_threads(lambda first, last: _backward(flat, *statistics, *shares, out, first, last), len(flat))
+    in_threads(lambda first, last: second_pass(given, flat, *line, *shares, out, first, last), len(flat))
     return result, torch.from_numpy(totals[0].astype(np.float32))
 
 
@@ -122,7 +124,7 @@ def _sums(pixels: Values, pivot: Floats, first: int, last: int) -> Doubles:
 
 
 @kernel
-def _forward(
+def _gelu(
     pixels: Values, means: Floats, inverse: Floats, bias: Floats, out: Values, first: int, last: int
 ) -> None:
     for pixel in range(first, last):
@@ -132,7 +134,7 @@ def _forward(
 
 
 @kernel
-def _activation(
+def _gelu_sums(
     gradient: Values, pixels: Values, means: Floats, inverse: Floats, bias: Floats, out: Values,
     first: int, last: int,
 ) -> Doubles:  # fmt: skip
@@ -159,9 +161,9 @@ def _activation(
 
 
 @kernel
-def _backward(
-    pixels: Values, means: Floats, inverse: Floats, mean: Floats, slope: Floats, out: Values,
-    first: int, last: int,
+def _gelu_gradient(
+    _gradient: Values, pixels: Values, means: Floats, inverse: Floats, _bias: Floats,
+    mean: Floats, slope: Floats, out: Values, first: int, last: int,
 ) -> None:  # fmt: skip
     """From the gradient of what is normalised to that of the pixels, in place."""
     for pixel in range(first, last):
@@ -169,3 +171,68 @@ def _backward(
             normalised = (wide(pixels[pixel, c]) - means[c]) * inverse[c]
             change = wide(out[pixel, c]) - mean[c] - normalised * slope[c]
             out[pixel, c] = narrow(out, change * inverse[c])
+
+
+@kernel
+def _relu(
+    pixels: Values, means: Floats, inverse: Floats, bias: Floats, out: Values, first: int, last: int
+) -> None:
+    for pixel in range(first, last):
+        for c in range(_U(pixels.shape[1])):
+            z = (wide(pixels[pixel, c]) - means[c]) * inverse[c] + bias[c]
+            out[pixel, c] = narrow(out, clamp(z, np.float32(0), np.float32(np.inf)))
+
+
+@kernel
+def _relu_sums(
+    gradient: Values, pixels: Values, means: Floats, inverse: Floats, bias: Floats, _out: Values,
+    first: int, last: int,
+) -> Doubles:  # fmt: skip
+    """Sums of ReLU's gradient, and of it times what is normalised, ``[2, C]``; it is made again later."""
+    channels = pixels.shape[1]
+    total = np.zeros((2, channels), np.float64)
+    part = np.zeros((2, channels), np.float32)
+    for start in range(first, last, _BLOCK):
+        part[:] = np.float32(0)
+        for pixel in range(start, min(start + _BLOCK, last)):
+            for c in range(_U(channels)):
+                normalised = (wide(pixels[pixel, c]) - means[c]) * inverse[c]
+                passed = np.float32(0) if normalised + bias[c] <= np.float32(0) else wide(gradient[pixel, c])
+                part[0, c] += passed
+                part[1, c] += passed * normalised
+        for c in range(_U(channels)):
+            total[0, c] += part[0, c]
+            total[1, c] += part[1, c]
+    return total
+
+
+@kernel
+def _relu_gradient(
+    gradient: Values, pixels: Values, means: Floats, inverse: Floats, bias: Floats,
+    mean: Floats, slope: Floats, out: Values, first: int, last: int,
+) -> None:  # fmt: skip
+    for pixel in range(first, last):
+        for c in range(_U(pixels.shape[1])):
+            normalised = (wide(pixels[pixel, c]) - means[c]) * inverse[c]
+            passed = np.float32(0) if normalised + bias[c] <= np.float32(0) else wide(gradient[pixel, c])
+            out[pixel, c] = narrow(out, (passed - mean[c] - normalised * slope[c]) * inverse[c])
+
+
+class Passes(NamedTuple):
+    """The kernels of an activation.
+
+    Attributes:
+        forward: fills ``out``.
+        sums: gives the sums of the activation's gradient; may leave that in ``out``.
+        gradient: fills ``out`` with the gradient of the pixels.
+    """
+
+    forward: Any
+    sums: Any
+    gradient: Any
+
+
+ACTIVATIONS: Final = {
+    "gelu": Passes(_gelu, _gelu_sums, _gelu_gradient),
+    "relu": Passes(_relu, _relu_sums, _relu_gradient),
+}
