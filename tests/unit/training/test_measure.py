@@ -56,3 +56,13 @@ def test_compilation_is_tried_where_the_whole_batches_of_the_run_take_long(
     ).prepare(0)
     measure.resolve_speed(recipe, torch.nn.Identity(), batch, steps)  # 600 examples, of which 256 are timed
     assert (True in compiled) == tried
+
+
+@pytest.mark.parametrize(("rounded", "chosen"), [(0.95, "float32"), (0.85, "bfloat16")])
+def test_bfloat16_is_chosen_for_a_clear_gain_alone(monkeypatch, rounded, chosen):
+    seconds = {"float32": 1.0, "bfloat16": rounded}
+    monkeypatch.setattr(measure, "_seconds_per_step", lambda recipe, *_: seconds[recipe.precision])
+    recipe = resolve_machine(Recipe.model_validate(VALUES | {"precision": "float32", "compile": False}))
+    batch = Learner(recipe, open_data(recipe.data)).prepare(0)
+    undecided = recipe.model_copy(update={"precision": "auto"})
+    assert measure.resolve_speed(undecided, torch.nn.Identity(), batch, 10).precision == chosen
