@@ -48,6 +48,11 @@ def array(values: Tensor) -> Any:
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
+def flat(values: Tensor) -> Any:
+    """The same, as one row."""
+    return array(values.view(-1))
+
+
 def wide(value: Any) -> Any:
     """In a kernel: a value as float32."""
     raise NotImplementedError("only in kernels")

@@ -6,7 +6,7 @@ products in place of 144, of a 5x5 filter 64 in place of 400, of a 1x7 filter 6 
 backward pass is the transpose of the forward one, so that each gradient's tiles are made once and used twice.
 
 Sources: S. Winograd, "Arithmetic complexity of computations", 1980; A. Lavin, S. Gray, "Fast algorithms for
-convolutional neural networks", 2015. Rounding: about 1e-5 of the largest result, where a direct convolution
+convolutional neural networks", 2015. Rounding: 1e-5 to 3e-5 of the largest result, where a direct convolution
 has about 1e-6.
 """
 
@@ -87,6 +87,10 @@ class Plan(ABC):
     @abstractmethod
     def output_tiles_transposed(self, images: Tensor) -> Tensor:
         """``[points, B * tiles, outputs]`` of ``[B, *result, outputs]``."""
+
+    def new_tiles(self, count: int, channels: int) -> Tensor:
+        """Room for the tiles of so many images."""
+        return torch.empty(self.points, count * self.tiles, channels)
 
     def pays_off(self, count: int) -> bool:
         """Whether so many images should take less time than a direct convolution.

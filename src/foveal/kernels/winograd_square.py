@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.kernels import winograd_tiles
-from foveal.kernels.compiled import array
+from foveal.kernels.compiled import array, flat
 from foveal.kernels.winograd import Plan
 from foveal.kernels.winograd_tiles import TILE
 
@@ -63,23 +62,23 @@ class SquarePlan(Plan):
 
     def input_tiles(self, images: Tensor) -> Tensor:
         """``B^T d B``."""
-        tiles = self._new_tiles(len(images), self.inputs)
-        winograd_tiles.input_tiles(_flat(images), len(images), *self._input_sizes, _flat(tiles))
+        tiles = self.new_tiles(len(images), self.inputs)
+        winograd_tiles.input_tiles(flat(images), len(images), *self._input_sizes, flat(tiles))
         return tiles
 
     def input_tiles_transposed(self, tiles: Tensor, images: Tensor) -> None:
         """``B v B^T``."""
-        winograd_tiles.input_tiles_transposed(_flat(tiles), len(images), *self._input_sizes, _flat(images))
+        winograd_tiles.input_tiles_transposed(flat(tiles), len(images), *self._input_sizes, flat(images))
 
     def output_tiles(self, tiles: Tensor, bias: Tensor, within: tuple[float, float], images: Tensor) -> None:
         """``A^T m A``."""
         added = array(bias), *map(np.float32, within)
-        winograd_tiles.output_tiles(_flat(tiles), len(images), *self._output_sizes, *added, _flat(images))
+        winograd_tiles.output_tiles(flat(tiles), len(images), *self._output_sizes, *added, flat(images))
 
     def output_tiles_transposed(self, images: Tensor) -> Tensor:
         """``A y A^T``."""
-        tiles = self._new_tiles(len(images), self.outputs)
-        winograd_tiles.output_tiles_transposed(_flat(images), len(images), *self._output_sizes, _flat(tiles))
+        tiles = self.new_tiles(len(images), self.outputs)
+        winograd_tiles.output_tiles_transposed(flat(images), len(images), *self._output_sizes, flat(tiles))
         return tiles
 
     @property
@@ -90,16 +89,9 @@ class SquarePlan(Plan):
     def _output_sizes(self) -> tuple[int, ...]:
         return *self.result, self.outputs, self.side, *self.grid
 
-    def _new_tiles(self, count: int, channels: int) -> Tensor:
-        return torch.empty(self.points, count * self.tiles, channels)
-
 
 @cache
 def _filter_transform(kernel: int) -> Tensor:
     """The matrix G, ``[side, kernel]``."""
     rows = [[point**power / scale for power in range(kernel)] for point, scale in _POINTS[kernel]]
     return torch.tensor([*rows, [0.0] * (kernel - 1) + [1.0]])
-
-
-def _flat(values: Tensor) -> Any:
-    return array(values.view(-1))
