@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -130,7 +131,12 @@ def _same_padding(size: int, kernel: int, stride: int) -> int:
 def suits_kernels(values: Tensor) -> bool:
     """Whether compiled kernels can compute it: on a processor, nobody tracing for torch.compile."""
     on_processor = values.dtype in (torch.float32, torch.bfloat16) and values.device.type == "cpu"
-    return on_processor and not torch.compiler.is_compiling() and find_spec("numba") is not None
+    return on_processor and not torch.compiler.is_compiling() and _has_numba()
+
+
+@cache
+def _has_numba() -> bool:
+    return find_spec("numba") is not None  # looks at files: a millisecond
 
 
 def truncated_normal(layer: nn.Conv2d | nn.Linear, deviation: float, bias: float = 0.0) -> None:
