@@ -263,8 +263,14 @@ def test_inverted_image_is_read_with_invert(predict, image, tmp_path):
 def test_the_network_is_compiled_where_that_is_asked_for(predict, image, monkeypatch):
     compiled = []
     monkeypatch.setattr("foveal.answering.frozen", lambda network: compiled.append(network) or network)
-    plain = predict(image, "--json").succeeded().out
-    assert (predict(image, "--json", "--compile").succeeded().out, len(compiled)) == (plain, 1)
+    plain, quick = (
+        predict(image, "--json", *more).succeeded().document["predictions"][0]["top"]
+        for more in ((), ("--compile",))
+    )
+    assert len(compiled) == 1
+    for ours, theirs in zip(quick, plain, strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
