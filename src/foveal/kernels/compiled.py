@@ -54,16 +54,17 @@ def flat(values: Tensor) -> Any:
 
 
 def wide(value: Any) -> Any:
-    """In a kernel: a value as float32."""
-    raise NotImplementedError("only in kernels")
+    """A value of an array as float32."""
+    return _widened(value) if isinstance(value, np.uint16) else value
 
 
 def narrow(like: Any, value: Any) -> Any:
-    """In a kernel: a float32 as an array like this holds it; halves are rounded to even."""
-    raise NotImplementedError("only in kernels")
+    """A float32 as an array like this holds it; halves are rounded to even."""
+    return _rounded(like, value) if like.dtype == np.uint16 else value
 
 
-# Numba compares the signatures of what overloads, and of what it gives back, with their annotations.
+# Numba chooses when it compiles. It compares the signatures, with their annotations, of what overloads and of
+# what that gives back.
 
 
 @overload(wide)

@@ -42,9 +42,11 @@ class ProcessorKernels(TorchFunctionMode):
         """Called for each function of torch."""
         kwargs = kwargs or {}
         rounds = torch.is_autocast_enabled("cpu")
-        if func in (torch.conv2d, functional.linear) and not (rounds and multiplies_bfloat16()):
+        if func is torch.conv2d and not rounds:
+            return _product(func, *args, **kwargs)
+        if func in (torch.conv2d, functional.linear) and rounds and not multiplies_bfloat16():
             with torch.autocast("cpu", enabled=False):
-                return (_rounded if rounds else _product)(func, *args, **kwargs)
+                return _rounded(func, *args, **kwargs)
         if func is functional.max_pool2d and (pooling := _pooling(*args, **kwargs)) is not None:
             return MaxPool.apply(*pooling)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
@@ -65,14 +67,14 @@ def multiplies_bfloat16() -> bool:
 
 
 def _product(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A convolution or a dense layer."""
-    if func is torch.conv2d and (found := _convolution(*args, **kwargs)) and found[0].dtype == torch.float32:
+    """A convolution."""
+    if (found := _convolution(*args, **kwargs)) and found[0].dtype == torch.float32:
         return WinogradConvolution.apply(*found, torch.float32)  # type: ignore[no-untyped-call]
     return func(*args, **kwargs)
 
 
 def _rounded(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The same with a result in bfloat16, as autocast gives."""
+    """A convolution or dense layer in float32, its result in bfloat16, as autocast gives."""
     if func is torch.conv2d and (convolution := _convolution(*args, **kwargs)):
         return WinogradConvolution.apply(*convolution, torch.bfloat16)  # type: ignore[no-untyped-call]
     result = func(*(_widened(each) for each in args), **{name: _widened(v) for name, v in kwargs.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from foveal.models.layers import FixedScaleBatchNorm2d, suits_kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What they are given is not used after it.
+_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": torch.relu_}
 
 
 class _NormActivation(FixedScaleBatchNorm2d):
@@ -21,7 +27,7 @@ class _NormActivation(FixedScaleBatchNorm2d):
         """Normalise ``[B, C, H, W]``, in training by the batch, and activate."""
         several = input.numel() > input.shape[1]
         if not (self.training and self.momentum is not None and several and suits_kernels(input)):
-            return self.activate(super().forward(input))
+            return _ACTIVATE[self.activation](super().forward(input))
         apply: Any = _Normalise.apply
         pixels = input.permute(0, 2, 3, 1).contiguous()
         result, means, variances = apply(pixels, self.bias, self.eps, self.activation)
@@ -33,32 +39,17 @@ class _NormActivation(FixedScaleBatchNorm2d):
         activated: Tensor = result.permute(0, 3, 1, 2)
         return activated
 
-    @staticmethod
-    def activate(normalised: Tensor) -> Tensor:
-        """The activation alone; what it is given is not used after it."""
-        raise NotImplementedError
-
 
 class NormGelu(_NormActivation):
     """Batch norm without a learnt scale, and GELU."""
 
     activation = "gelu"
 
-    @staticmethod
-    def activate(normalised: Tensor) -> Tensor:
-        """GELU."""
-        return functional.gelu(normalised)
-
 
 class NormRelu(_NormActivation):
     """Batch norm without a learnt scale, and ReLU."""
 
     activation = "relu"
-
-    @staticmethod
-    def activate(normalised: Tensor) -> Tensor:
-        """ReLU."""
-        return functional.relu(normalised, inplace=True)
 
 
 class _Normalise(torch.autograd.Function):

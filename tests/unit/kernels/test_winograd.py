@@ -175,7 +175,7 @@ def test_after_the_context_convolutions_are_direct_again() -> None:
     assert error(changed, direct) < 2e-5
 
 
-def test_a_context_changes_nothing_but_float32() -> None:
+def test_a_context_keeps_autocasts_dtype_and_kernels_can_be_left_out() -> None:
     layer, images = nn.Conv2d(128, 128, 3, padding=1), torch.randn(128, 128, 16, 16)
     with autocast(torch.device("cpu"), "bfloat16", kernels=True):
         assert layer(images).dtype == torch.bfloat16
